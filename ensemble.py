@@ -1,0 +1,56 @@
+"""M reward models as one: a batched forward, and the aggregators that make one reward of M.
+
+    ensemble = Ensemble(rms, "mean_minus_std")
+    ensemble.scores(prompts, responses)            # (M, B), one forward for all members
+    ensemble(prompts, responses)                   # (B,): a reward function, like any other
+
+The members' parameters are stacked along a leading axis and put into one module, whose forward pass
+(policy.py) carries that axis through: on CUDA a layer is one launch whatever M is.
+"""
+import copy
+
+import torch
+from torch.func import functional_call, stack_module_state
+
+# An aggregator is any pure function (M, ...) -> (...) over the member axis. Add yours: one line.
+AGGREGATORS = {
+    "mean": lambda r: r.mean(0),
+    "median": lambda r: r.quantile(0.5, dim=0),
+    "min": lambda r: r.amin(0),
+    "mean_minus_std": lambda r: r.mean(0) - r.std(0, correction=0),     # correction=0: one member has std 0
+}
+
+
+class Ensemble:
+    """The reward function aggregator(scores) of M reward models of one shape."""
+
+    def __init__(self, rms, aggregator="mean"):
+        if not rms:
+            raise ValueError("rms: an ensemble needs at least one member")
+        if aggregator not in AGGREGATORS:
+            raise ValueError(f"aggregator: {aggregator!r} is none of {', '.join(AGGREGATORS)}")
+        self.aggregate = AGGREGATORS[aggregator]
+        self.rms = rms
+        self.config = rms[0].config
+        self.parameters, self.buffers = stack_module_state(rms)
+        self.module = copy.deepcopy(rms[0]).to("meta")       # the forward pass, without weights of its own
+
+    @torch.no_grad()
+    def scores(self, prompts, responses):
+        """(B, P), (B, R) -> (M, B): every member's reward of every response."""
+        return functional_call(self.module, (self.parameters, self.buffers), (prompts, responses))
+
+    def __call__(self, prompts, responses):
+        return self.aggregate(self.scores(prompts, responses))
+
+
+def finetune_ensembles(pretrain_seeds, finetune_seeds):
+    """One ensemble a pretraining: members differ in finetuning seed alone. Members are places in the list
+    of all RMs, ordered by pretraining: finetune_ensembles(2, 3) == [[0, 1, 2], [3, 4, 5]]."""
+    return [[p * finetune_seeds + f for f in range(finetune_seeds)] for p in range(pretrain_seeds)]
+
+
+def pretrain_ensembles(pretrain_seeds, finetune_seeds):
+    """One ensemble a diagonal of the grid: members differ in pretraining seed, and in finetuning seed too as
+    far as there are enough: pretrain_ensembles(3, 3) == [[0, 4, 8], [1, 5, 6], [2, 3, 7]]. (Our choice.)"""
+    return [[p * finetune_seeds + (f + p) % finetune_seeds for p in range(pretrain_seeds)] for f in range(finetune_seeds)]

@@ -1,0 +1,150 @@
+"""From scores to findings: everything in results.json but settings and versions is computed here.
+
+`scores` (M, posts, n) are rewards by all M reward models of the bank's samples, `groups` the lists of members that make
+the single RMs, finetune and pretrain ensembles, `runs` the finished PPO runs.
+"""
+import numpy as np
+import torch
+
+from bon import best_of_n, bon_kl, expected_best_of_n
+from ensemble import AGGREGATORS
+import world
+
+KINDS = {"single": "one reward model", "finetune": "finetune ensemble", "pretrain": "pretrain ensemble"}
+
+
+def rounded(x, digits=5):
+    """Plain lists and floats for JSON, rounded so that the file is short."""
+    if isinstance(x, dict):
+        return {key: rounded(value, digits) for key, value in x.items()}
+    if isinstance(x, (list, tuple)):
+        return [rounded(value, digits) for value in x]
+    if isinstance(x, (np.ndarray, torch.Tensor)):
+        return rounded(x.tolist(), digits)
+    return round(float(x), digits) if isinstance(x, (float, np.floating)) else x
+
+
+def aggregate(name, scores):
+    """An aggregator of ensemble.py on a numpy array (M, ...) -> (...)."""
+    return AGGREGATORS[name](torch.from_numpy(scores)).numpy()
+
+
+def powers_of_two(N):
+    return [2**i for i in range(N.bit_length()) if 2**i < N] + [N]
+
+
+def relations(groups):
+    """(M, M) boolean matrices: which pairs of reward models share a pretraining (but are not one), and which do not."""
+    pretraining = np.concatenate([[i] * len(members) for i, members in enumerate(groups["finetune"])])
+    alike = pretraining[:, None] == pretraining
+    return {"same": alike & ~np.eye(len(alike), dtype=bool), "other": ~alike}
+
+
+def mean_over(matrix, mask):
+    """Mean of an (..., M, M) array over the pairs of a mask; None where there is no such pair."""
+    return matrix[..., mask].mean(-1) if mask.any() else None
+
+
+def spearman(scores):
+    """Rank correlation between the rows of (M, samples) -> (M, M). (Equal scores are as good as absent.)"""
+    return np.corrcoef(scores.argsort(-1).argsort(-1))
+
+
+def best_of_n_findings(scores, gold, groups, ns):
+    """Gold and proxy of the best of n, mean over posts and over the groups of a kind, for every aggregator."""
+    found = {"n": ns, "kl": [bon_kl(n) for n in ns], "oracle": expected_best_of_n(gold, gold, ns).mean(0)}
+    for kind, choices in groups.items():
+        found[kind] = {}
+        for name in AGGREGATORS if kind != "single" else ["mean"]:
+            proxies = [aggregate(name, scores[members]) for members in choices]
+            golds = np.array([expected_best_of_n(proxy, gold, ns).mean(0) for proxy in proxies])
+            found[kind][name] = {"gold": golds.mean(0), "gold_std_over_groups": golds.std(0),
+                                 "proxy": np.mean([expected_best_of_n(proxy, proxy, ns).mean(0) for proxy in proxies], 0)}
+    return found
+
+
+def agreement_findings(scores, runs, groups, ns):
+    """Reward that a RM's best-of-n pick has by itself, by RMs of the same pretraining, by the others; and the rank
+    correlation between RMs on samples of the SFT policy and of the PPO policies."""
+    pairs = relations(groups)
+    picked = np.array([expected_best_of_n(own, scores, ns).mean(1) for own in scores]).transpose(2, 0, 1)    # (ns, picker, judge)
+    found = {"bon_reward": {"self": picked.diagonal(axis1=1, axis2=2).mean(-1), **{k: mean_over(picked, m) for k, m in pairs.items()}}}
+    sft = spearman(scores.reshape(len(scores), -1))
+    found["rank_correlation"] = {
+        "sft": {k: mean_over(sft, m) for k, m in pairs.items()},
+        "ppo": [{"kind": r["kind"], "kl_weight": r["kl_weight"], "kl": r["kl"].mean(),
+                 **{k: mean_over(spearman(r["scores"]), m) for k, m in pairs.items()}} for r in runs]}
+    return found
+
+
+def run_findings(run, aggregator):
+    """The numbers of one PPO run: final policy on the bank's posts, and the way there."""
+    proxy = aggregate(aggregator if run["kind"] != "single" else "mean", run["scores"][run["members"]])
+    return {**{k: run[k] for k in ("kind", "seed", "kl_weight", "members")}, "kl": run["kl"].mean(), "proxy": proxy.mean(),
+            "gold": run["gold"].mean(), "traits": {k: x.mean() for k, x in run["traits"].items()},
+            "parts": {k: x.mean() for k, x in run["parts"].items()},
+            "curve": {k: [record[k] for record in run["curve"]] for k in ("kl", "proxy", "gold", "entropy", "clip_fraction", "explained_variance")}}
+
+
+def summary(found):
+    """Mean and std over PPO's seeds for each kind and KL weight."""
+    rows = []
+    for kind, weight in dict.fromkeys((r["kind"], r["kl_weight"]) for r in found):
+        mine = [r for r in found if (r["kind"], r["kl_weight"]) == (kind, weight)]
+        rows.append({"kind": kind, "kl_weight": weight, **{f"{k}{end}": f([r[k] for r in mine]) for k in ("kl", "proxy", "gold")
+                                                        for end, f in (("", np.mean), ("_std", np.std))}})
+    return rows
+
+
+def trait_findings(scores, traits, gold, groups, ns, found, aggregator):
+    """Mean traits (and gold) of each policy: SFT, best of the largest n, PPO with the smallest KL weight."""
+    quantities = {**traits, "gold": gold}
+    rows = {"SFT": {k: x.mean() for k, x in quantities.items()}}
+    for kind, choices in groups.items():
+        proxies = [aggregate(aggregator, scores[members]) for members in choices]
+        rows[f"BoN-{ns[-1]}, {KINDS[kind]}"] = {k: np.mean([expected_best_of_n(p, x, ns[-1:]) for p in proxies]) for k, x in quantities.items()}
+    for kind in groups:
+        mine = [r for r in found if r["kind"] == kind and r["kl_weight"] == min(r["kl_weight"] for r in found)]
+        rows[f"PPO, {KINDS[kind]}"] = {k: np.mean([{**r["traits"], "gold": r["gold"]}[k] for r in mine]) for k in quantities}
+    return rows
+
+
+def texts(scores, gold, bank, runs, groups, aggregator, count=3):
+    """The first few posts with what each policy wrote, and its score by one RM, by the ensemble, by the gold reward."""
+    least = min(r["kl_weight"] for r in runs)
+    shown = {r["kind"]: r for r in reversed(runs) if r["kl_weight"] == least}          # the first seed of each kind
+    one, several = shown["single"]["members"], shown["pretrain"]["members"]
+    found = []
+    for i in range(count):
+        rows = []
+        def add(policy, tokens, by_all, true):
+            rows.append({"policy": policy, "text": world.decode(tokens), "one_rm": by_all[one[0]],
+                         "ensemble": aggregate(aggregator, by_all[several]), "gold": true})
+        picks = {"SFT": 0, f"BoN-{gold.shape[1]}, {KINDS['single']}": best_of_n(scores[one[0], i]),
+                 f"BoN-{gold.shape[1]}, {KINDS['pretrain']}": best_of_n(aggregate(aggregator, scores[several, i]))}
+        for policy, j in picks.items():
+            add(policy, bank["responses"][i * gold.shape[1] + j], scores[:, i, j], gold[i, j])
+        for kind in ("single", "pretrain"):
+            add(f"PPO, {KINDS[kind]}", shown[kind]["responses"][i], shown[kind]["scores"][:, i], shown[kind]["gold"][i])
+        found.append({"post": world.decode(bank["posts"][i]), "responses": rows})
+    return found
+
+
+def analyse(s, accuracies, scores, bank, runs, groups):
+    """All findings of a run, ready for JSON."""
+    numbers = lambda table: {k: x.cpu().double().numpy() for k, x in table.items()}
+    scores, parts, traits = scores.cpu().double().numpy(), numbers(bank["parts"]), numbers(bank["traits"])
+    gold, ns = sum(parts.values()), powers_of_two(s.n)
+    runs = [{**r, **numbers({k: r[k] for k in ("kl", "scores")}), "parts": numbers(r["parts"]), "traits": numbers(r["traits"])} for r in runs]
+    for r in runs:
+        r["gold"] = sum(r["parts"].values())
+    found = [run_findings(r, s.ppo_aggregator) for r in runs]
+    return rounded({
+        "accuracy": {"mean": np.mean(accuracies), "std": np.std(accuracies), "all": accuracies},
+        "sft": {"gold": gold.mean(), "parts": {k: x.mean() for k, x in parts.items()}},
+        "bon": best_of_n_findings(scores, gold, groups, ns),
+        "agreement": agreement_findings(scores, runs, groups, ns),
+        "ppo": {"summary": summary(found), "runs": found},
+        "traits": trait_findings(scores, traits, gold, groups, ns, found, s.ppo_aggregator),
+        "texts": texts(scores, gold, bank, runs, groups, s.ppo_aggregator),
+    })

@@ -1,0 +1,206 @@
+"""PPO with a KL penalty (RLHF) on any reward function.
+
+    for record in ppo(policy, reward, prompts, PPOConfig(beta=0.05), gold=gold):
+        print(record["kl"], record["proxy"], record["gold"])
+
+reward(prompts (B, P), responses (B, R)) -> (B,) is all that PPO knows of rewards: one RM, an ensemble,
+the gold reward, or `lambda prompts, responses: (responses == 7).any(1).float()`.
+
+It maximises E[reward] - beta * KL(policy || frozen starting policy); the paper calls beta lambda. One
+token is one action: each pays its share of the KL, and the score arrives with the last one.
+"""
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from policy import Linear, sample, token_log_probs, trim
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    beta: float = 0.05             # weight of the KL penalty, per nat
+    updates: int = 60              # rollout + optimisation rounds
+    batch_size: int = 128          # responses an update
+    epochs: int = 2                # passes over a batch
+    minibatch_size: int = 64
+    lr: float = 3e-4
+    clip: float = 0.2              # of the probability ratio, and of the value's move
+    value_weight: float = 0.1      # of the value loss
+    gamma: float = 1.0             # discount
+    lam: float = 0.95              # GAE's lambda
+    temperature: float = 1.0       # in rollout, reference and update alike
+    max_new_tokens: int = 24
+    grad_clip: float = 1.0         # largest norm of a gradient
+    seed: int = 0                  # prompts, samples and shuffles
+
+
+# ----- pure functions: estimators, advantages, losses -------------------------------------------------
+
+def kl_k1(log_ratio):
+    """log_ratio = log p - log q of samples from p. Unbiased for KL(p || q), can be negative. Per token, summed
+    over a response and averaged over samples of the policy, it is the KL that the penalty charges."""
+    return log_ratio
+
+
+def kl_k3(log_ratio):
+    """The same KL, never negative and of lower variance: exp(-log_ratio) - 1 + log_ratio (Schulman, 2020)."""
+    return torch.exp(-log_ratio) - 1 + log_ratio
+
+
+def masked_mean(x, mask):
+    """Mean of x where the mask is true: pads never count."""
+    return (x * mask).sum() / mask.sum()
+
+
+def masked_whiten(x, mask):
+    """(x - mean) / std over the true places of the mask; 0 elsewhere."""
+    mean = masked_mean(x, mask)
+    std = masked_mean((x - mean) ** 2, mask).sqrt()
+    return (x - mean) / (std + 1e-8) * mask
+
+
+def penalised_rewards(scores, log_ratio, mask, beta):
+    """Reward of every token (B, R): -beta * log_ratio each, plus the score (B,) on the last real token."""
+    rewards = -beta * kl_k1(log_ratio) * mask
+    last = mask.sum(1) - 1
+    rewards[torch.arange(len(scores), device=scores.device), last] += scores
+    return rewards
+
+
+def gae(rewards, values, mask, gamma=1.0, lam=0.95):
+    """Generalised advantage estimation (Schulman et al. 2016, eq. 16), backwards over a response:
+
+        delta_t = r_t + gamma V_{t+1} - V_t,    A_t = delta_t + gamma lam A_{t+1},    zero after the end.
+
+    All (B, R), already 0 beyond the mask -> (advantages, returns), returns = advantages + values."""
+    values = values * mask
+    advantages = torch.zeros_like(rewards)
+    following = next_value = torch.zeros_like(rewards[:, 0])
+    for t in reversed(range(rewards.shape[1])):
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        advantages[:, t] = following = delta + gamma * lam * following
+        next_value = values[:, t]
+    advantages = advantages * mask
+    return advantages, advantages + values
+
+
+def policy_loss(log_ratio, advantages, mask, clip):
+    """Clipped surrogate (Schulman et al. 2017, eq. 7), to minimise; log_ratio = new - old log-probability.
+    Returns (loss, share of tokens where the clip holds)."""
+    ratio = log_ratio.exp()
+    unclipped, clipped = -advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip)
+    return masked_mean(torch.maximum(unclipped, clipped), mask), masked_mean((clipped > unclipped).float(), mask)
+
+
+def value_loss(values, old_values, returns, mask, clip):
+    """Squared error of the value head, with the move away from the rollout's values clipped likewise."""
+    clipped = old_values + (values - old_values).clamp(-clip, clip)
+    return 0.5 * masked_mean(torch.maximum((values - returns) ** 2, (clipped - returns) ** 2), mask)
+
+
+# ----- rollout and training ---------------------------------------------------------------------------
+
+class ActorCritic(nn.Module):
+    """The policy, and a value head that reads the same hidden states and starts at zero."""
+
+    def __init__(self, policy):
+        super().__init__()
+        self.policy = policy
+        self.value = Linear(policy.config.width, 1, torch.Generator().manual_seed(0), gain=0.0)
+
+    def forward(self, prompts, responses, temperature):
+        """(B, P), (B, R) -> log-probs, values and entropies of the response's tokens, (B, R) each."""
+        # The state before token t is the hidden state one position earlier: hence P - 1 and -1.
+        hidden = self.policy.trunk(torch.cat([prompts, responses], 1))[:, prompts.shape[1] - 1:-1]
+        logits = self.policy.logits(hidden)
+        with torch.no_grad():
+            entropy = torch.distributions.Categorical(logits=logits / temperature, validate_args=False).entropy()
+        values = self.value(hidden.flatten(0, 1)).view(responses.shape)
+        return token_log_probs(logits, responses, self.policy.config.pad, temperature), values, entropy
+
+
+@torch.no_grad()
+def rollout(model, reference, reward, prompts, config, generator):
+    """One response to each prompt (B, P), and all that the update needs of it. Everything is (B, R) but
+    prompts and scores (B,); mask is true on real tokens. The reward function is called here, once."""
+    pad = model.policy.config.pad
+    responses = trim(sample(model.policy, prompts, config.max_new_tokens, generator, temperature=config.temperature), pad)
+    mask = responses != pad
+    logp, values, entropy = model(prompts, responses, config.temperature)
+    ref_logp = reference(prompts, responses, config.temperature)[0]
+    scores = reward(prompts, responses).to(logp.dtype)
+    if scores.shape != (len(prompts),):
+        raise ValueError(f"reward: returned shape {tuple(scores.shape)} for {len(prompts)} responses, not ({len(prompts)},)")
+    if not torch.isfinite(scores).all():
+        raise ValueError(f"reward: {int((~torch.isfinite(scores)).sum())} of {len(scores)} rewards are NaN or infinite")
+    rewards = penalised_rewards(scores, logp - ref_logp, mask, config.beta)
+    advantages, returns = gae(rewards, values, mask, config.gamma, config.lam)
+    return {"prompts": prompts, "responses": responses, "mask": mask, "scores": scores, "logp": logp, "ref_logp": ref_logp,
+            "values": values * mask, "entropy": entropy, "advantages": masked_whiten(advantages, mask), "returns": returns}
+
+
+def minibatch_loss(model, mb, config):
+    """PPO's loss of one minibatch of a rollout -> (loss, statistics)."""
+    logp, values, entropy = model(mb["prompts"], mb["responses"], config.temperature)
+    log_ratio = (logp - mb["logp"]) * mb["mask"]
+    actor, clip_fraction = policy_loss(log_ratio, mb["advantages"], mb["mask"], config.clip)
+    critic = value_loss(values, mb["values"], mb["returns"], mb["mask"], config.clip)
+    return actor + config.value_weight * critic, {"ratio": masked_mean(log_ratio.exp(), mb["mask"]), "clip_fraction": clip_fraction}
+
+
+def explained_variance(values, returns, mask):
+    """1 - Var(returns - values) / Var(returns) over real tokens: 1 is a perfect value head, 0 a constant one."""
+    returns, values = returns[mask], values[mask]
+    return 1 - (returns - values).var() / (returns.var() + 1e-8)
+
+
+def ppo(policy, reward, prompts, config, gold=None, traits=None, label="ppo"):
+    """Train `policy` in place on prompts (N, P), and yield a record (dict) after every update:
+
+    update, kl (nats a response, to the starting policy), kl_k3, proxy, entropy (nats a token), ratio, clip_fraction,
+    explained_variance, responses (the batch), prompts; gold, if a reward function `gold` is given; and each
+    of traits(prompts, responses) -> {name: (B,)}. All but ratio and clip_fraction describe the rollout, before the
+    update's steps. ValueError if the reward is NaN, naming the update."""
+    for name in ("updates", "batch_size", "minibatch_size", "epochs"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name}: {getattr(config, name)} is below 1")
+    if config.beta < 0:
+        raise ValueError(f"beta: the KL weight {config.beta} is negative")
+    device = prompts.device
+    model = ActorCritic(policy).to(device)
+    reference = copy.deepcopy(model).requires_grad_(False)
+    optimizer = torch.optim.Adam(model.parameters(), config.lr, eps=1e-5)
+    generator = torch.Generator(device).manual_seed(config.seed)         # samples
+    shuffle = torch.Generator().manual_seed(config.seed)                 # prompts and minibatches
+    for update in tqdm(range(config.updates), label, leave=False, disable=None):
+        rows = torch.randint(len(prompts), (config.batch_size,), generator=shuffle).to(device)
+        try:
+            batch = rollout(model, reference, reward, prompts[rows], config, generator)
+        except ValueError as error:
+            raise ValueError(f"update {update}: {error}") from None
+        statistics = []
+        for _ in range(config.epochs):
+            for mb_rows in torch.randperm(config.batch_size, generator=shuffle).to(device).split(config.minibatch_size):
+                loss, numbers = minibatch_loss(model, {name: x[mb_rows] for name, x in batch.items()}, config)
+                optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
+                optimizer.step()
+                statistics.append(numbers)
+        yield record_of(update, batch, statistics, gold, traits)
+
+
+def record_of(update, batch, statistics, gold, traits):
+    """The log record of one update: see `ppo`."""
+    mask, log_ratio = batch["mask"], batch["logp"] - batch["ref_logp"]
+    seen = batch["prompts"], batch["responses"]
+    numbers = {
+        "kl": (kl_k1(log_ratio) * mask).sum(1), "kl_k3": (kl_k3(log_ratio) * mask).sum(1), "proxy": batch["scores"],
+        "entropy": masked_mean(batch["entropy"], mask),
+        "explained_variance": explained_variance(batch["values"], batch["returns"], mask),
+        **{name: torch.stack([s[name].detach() for s in statistics]) for name in statistics[0]},
+        **({"gold": gold(*seen)} if gold else {}), **(traits(*seen) if traits else {})}
+    return {"update": update, **{name: x.mean().item() for name, x in numbers.items()}, "prompts": seen[0], "responses": seen[1]}

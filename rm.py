@@ -1,0 +1,94 @@
+"""Reward models: a pretrained trunk with a scalar head, trained on preference pairs (Bradley-Terry).
+
+    rm = RewardModel(pretrained.trunk, finetune_seed=0)
+    train_rm(rm, prompts, chosen, rejected, TrainConfig(steps=94), seed=0)
+    normalise(rm, prompts, sft_responses)          # mean 0, std 1 on what the frozen SFT policy writes
+    rm(prompts, responses)                         # (B,): a reward function, like any other
+
+Paper: section "Set-up"; 25 of them are 5 pretraining seeds x 5 finetuning seeds.
+"""
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from tqdm import tqdm
+
+from policy import Linear, minibatches, optimizer_and_schedule, trim
+
+
+class RewardModel(nn.Module):
+    """reward(prompts (B, P), responses (B, R)) -> (B,), or (M, B) if every parameter has M members.
+
+    Starts from a copy of a *pretrained* trunk; finetune_seed draws the head."""
+
+    def __init__(self, trunk, finetune_seed):
+        super().__init__()
+        self.config = trunk.config
+        self.trunk = copy.deepcopy(trunk)
+        width = trunk.config.width
+        generator = torch.Generator().manual_seed(finetune_seed)
+        self.head = Linear(width, 1, generator, gain=(width / (width + 1)) ** 0.5)       # std 1 / sqrt(width + 1)
+        self.register_buffer("mean", torch.zeros(1))
+        self.register_buffer("std", torch.ones(1))
+
+    def forward(self, prompts, responses):
+        tokens = torch.cat([prompts, responses], 1)
+        # subtle: the score sits on the last real token. A pad's hidden state has seen the whole text
+        # too, so reading position -1 would run without an error and score something never trained.
+        last = (tokens != self.config.pad).sum(1) - 1
+        hidden = self.trunk(tokens)[..., torch.arange(len(tokens), device=tokens.device), last, :]
+        return (self.head(hidden).squeeze(-1) - self.mean) / self.std
+
+
+def bradley_terry_loss(chosen_rewards, rejected_rewards, eta=0.01):
+    """mean of -log sigmoid(r+ - r-) + eta (r+ + r-)^2, for two (B,) tensors.
+
+    The first term leaves a constant per prompt free; the second pulls it to zero. It is the *sum* of the
+    two rewards: the difference there would work against the first term and centre nothing (paper, the
+    objective J(r) and the paragraph after it)."""
+    preference = -F.logsigmoid(chosen_rewards - rejected_rewards)
+    return (preference + eta * (chosen_rewards + rejected_rewards) ** 2).mean()
+
+
+def check_pairs(chosen, rejected):
+    """ValueError if a pair has two equal responses: it would teach nothing, and half-count as right."""
+    same = (chosen == rejected).all(1).nonzero()
+    if len(same):
+        raise ValueError(f"chosen: equal to rejected in {len(same)} pairs, the first of them row {int(same[0])}")
+
+
+def train_rm(rm, prompts, chosen, rejected, config, seed, eta=0.01, label="reward model"):
+    """Bradley-Terry training in place on N pairs (N, P), (N, R), (N, R); `seed` sets the data order.
+    Returns the loss of every step, in nats a pair. ValueError on a pair of equal responses."""
+    check_pairs(chosen, rejected)
+    optimizer, schedule = optimizer_and_schedule(rm.parameters(), config)
+    losses = []
+    batches = minibatches(len(prompts), config.batch_size, config.steps, torch.Generator().manual_seed(seed))
+    for rows in tqdm(batches, label, total=config.steps, leave=False, disable=None):
+        rows = rows.to(prompts.device)
+        both = trim(torch.cat([chosen[rows], rejected[rows]]), rm.config.pad)
+        loss = bradley_terry_loss(*rm(prompts[rows].repeat(2, 1), both).chunk(2), eta)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(rm.parameters(), config.clip)
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.detach())
+    return torch.stack(losses).cpu()
+
+
+def accuracy(chosen_rewards, rejected_rewards):
+    """Share of pairs whose chosen response has the higher reward, over the last axis: (..., B) -> (...)."""
+    return (chosen_rewards > rejected_rewards).float().mean(-1)
+
+
+@torch.no_grad()
+def normalise(rm, prompts, responses):
+    """Set mean and std so that the rewards of these samples have mean 0 and std 1.
+
+    Use samples of the *frozen SFT policy*: Bradley-Terry fixes no scale and no origin, and without a common
+    one, min and mean_minus_std would compare members that speak in different units."""
+    rm.mean.zero_(), rm.std.fill_(1.0)
+    rewards = rm(prompts, responses)
+    rm.mean.copy_(rewards.mean()), rm.std.copy_(rewards.std())
