@@ -41,7 +41,7 @@ class Config:
 @dataclass(frozen=True)
 class TrainConfig:
     steps: int = 1200          # updates
-    batch_size: int = 64       # texts an update
+    batch_size: int = 32       # texts an update
     lr: float = 3e-3           # peak learning rate, after the warm-up
     warmup: float = 0.05       # share of the steps in which it rises from 0; then a cosine back to 0
     weight_decay: float = 0.01
@@ -100,15 +100,14 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """Decoder-only transformer: tokens (B, T) -> final hidden states (B, T, D), or (M, B, T, D)."""
 
-    def __init__(self, config, seed):
+    def __init__(self, config, generator):
         super().__init__()
         self.config = config
         if config.width % config.heads:
             raise ValueError(f"width: {config.width} is not a multiple of heads ({config.heads})")
-        g = torch.Generator().manual_seed(seed)
-        self.words = nn.Parameter(torch.randn(config.vocab_size, config.width, generator=g) * 0.1)
-        self.positions = nn.Parameter(torch.randn(config.context, config.width, generator=g) * 0.1)
-        self.blocks = nn.ModuleList(Block(config, g) for _ in range(config.layers))
+        self.words = nn.Parameter(torch.randn(config.vocab_size, config.width, generator=generator))
+        self.positions = nn.Parameter(torch.randn(config.context, config.width, generator=generator) * 0.3)
+        self.blocks = nn.ModuleList(Block(config, generator) for _ in range(config.layers))
 
     def new_cache(self, B):
         """Room for the keys and values of B rows: one (2, B, heads, context, D/heads) tensor a layer."""
@@ -129,16 +128,17 @@ class Transformer(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """Next-token logits (B, T, V - 1): the head has no column for PAD, so PAD can never be drawn."""
+    """Next-token logits (..., B, T, V - 1): the head has no column for PAD, so PAD can never be drawn."""
 
     def __init__(self, config, seed):
         super().__init__()
         self.config = config
-        self.trunk = Transformer(config, seed)
-        self.head = Linear(config.width, config.vocab_size - 1, torch.Generator().manual_seed(seed + 1))
+        generator = torch.Generator().manual_seed(seed)
+        self.trunk = Transformer(config, generator)
+        self.head = Linear(config.width, config.vocab_size - 1, generator)
 
     def logits(self, hidden):
-        return self.head(hidden.flatten(0, -2)).unflatten(0, hidden.shape[:-1])
+        return self.head(hidden.flatten(-3, -2)).unflatten(-2, hidden.shape[-3:-1])
 
     def forward(self, tokens, cache=None, start=0):
         return self.logits(self.trunk(tokens, cache, start))
@@ -201,6 +201,8 @@ def trim(tokens, pad):
 
 def optimizer_and_schedule(parameters, config):
     """AdamW with a linear warm-up and a cosine decay to zero over config.steps."""
+    if config.steps < 1:
+        raise ValueError(f"steps: {config.steps} is below 1")
     optimizer = torch.optim.AdamW(parameters, config.lr, betas=(0.9, 0.98), weight_decay=config.weight_decay)
     warm = max(1, round(config.warmup * config.steps))
     scale = lambda step: min((step + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * step / config.steps))
@@ -209,8 +211,9 @@ def optimizer_and_schedule(parameters, config):
 
 def minibatches(rows, batch_size, steps, generator):
     """Yield `steps` index tensors: epoch after epoch, each a fresh shuffle of all rows."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size: {batch_size} is below 1")
+    for name, value in (("rows", rows), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"{name}: {value} is below 1")
     order = torch.empty(0, dtype=torch.long)
     for _ in range(steps):
         while len(order) < batch_size:
@@ -224,6 +227,8 @@ def train_lm(model, texts, config, seed, prompt_length=1, label="language model"
 
     texts (N, T), right-padded; the loss is the mean over real tokens at positions >= prompt_length.
     `seed` sets the order of the data. Returns the loss of every step, in nats a token."""
+    if not 1 <= prompt_length < texts.shape[1]:
+        raise ValueError(f"prompt_length: {prompt_length} is not between 1 and the {texts.shape[1] - 1} tokens before a text's last")
     optimizer, schedule = optimizer_and_schedule(model.parameters(), config)
     pad, losses = model.config.pad, []
     batches = minibatches(len(texts), config.batch_size, config.steps, torch.Generator().manual_seed(seed))

@@ -28,13 +28,22 @@ class PPOConfig:
     minibatch_size: int = 64
     lr: float = 3e-4
     clip: float = 0.2              # of the probability ratio, and of the value's move
-    value_weight: float = 0.1      # of the value loss
+    value_weight: float = 0.5      # of the value loss
     gamma: float = 1.0             # discount
     lam: float = 0.95              # GAE's lambda
     temperature: float = 1.0       # in rollout, reference and update alike
     max_new_tokens: int = 24
     grad_clip: float = 1.0         # largest norm of a gradient
     seed: int = 0                  # prompts, samples and shuffles
+
+    def __post_init__(self):
+        for name in ("updates", "batch_size", "epochs", "minibatch_size", "max_new_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is below 1")
+        if self.beta < 0:
+            raise ValueError(f"beta: the KL weight {self.beta} is negative")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature: {self.temperature} is not above 0")
 
 
 # ----- pure functions: estimators, advantages, losses -------------------------------------------------
@@ -131,7 +140,7 @@ def rollout(model, reference, reward, prompts, config, generator):
     mask = responses != pad
     logp, values, entropy = model(prompts, responses, config.temperature)
     ref_logp = reference(prompts, responses, config.temperature)[0]
-    scores = reward(prompts, responses).to(logp.dtype)
+    scores = torch.as_tensor(reward(prompts, responses), dtype=logp.dtype, device=logp.device)
     if scores.shape != (len(prompts),):
         raise ValueError(f"reward: returned shape {tuple(scores.shape)} for {len(prompts)} responses, not ({len(prompts)},)")
     if not torch.isfinite(scores).all():
@@ -154,7 +163,7 @@ def minibatch_loss(model, mb, config):
 def explained_variance(values, returns, mask):
     """1 - Var(returns - values) / Var(returns) over real tokens: 1 is a perfect value head, 0 a constant one."""
     returns, values = returns[mask], values[mask]
-    return 1 - (returns - values).var() / (returns.var() + 1e-8)
+    return 1 - (returns - values).var(correction=0) / (returns.var(correction=0) + 1e-8)
 
 
 def ppo(policy, reward, prompts, config, gold=None, traits=None, label="ppo"):
@@ -164,11 +173,6 @@ def ppo(policy, reward, prompts, config, gold=None, traits=None, label="ppo"):
     explained_variance, responses (the batch), prompts; gold, if a reward function `gold` is given; and each
     of traits(prompts, responses) -> {name: (B,)}. All but ratio and clip_fraction describe the rollout, before the
     update's steps. ValueError if the reward is NaN, naming the update."""
-    for name in ("updates", "batch_size", "minibatch_size", "epochs"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name}: {getattr(config, name)} is below 1")
-    if config.beta < 0:
-        raise ValueError(f"beta: the KL weight {config.beta} is negative")
     device = prompts.device
     model = ActorCritic(policy).to(device)
     reference = copy.deepcopy(model).requires_grad_(False)

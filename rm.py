@@ -27,7 +27,7 @@ class RewardModel(nn.Module):
         self.config = trunk.config
         self.trunk = copy.deepcopy(trunk)
         width = trunk.config.width
-        generator = torch.Generator().manual_seed(finetune_seed)
+        generator = torch.Generator().manual_seed(10**6 + finetune_seed)      # not a pretraining's random numbers again
         self.head = Linear(width, 1, generator, gain=(width / (width + 1)) ** 0.5)       # std 1 / sqrt(width + 1)
         self.register_buffer("mean", torch.zeros(1))
         self.register_buffer("std", torch.ones(1))
@@ -85,10 +85,12 @@ def accuracy(chosen_rewards, rejected_rewards):
 
 @torch.no_grad()
 def normalise(rm, prompts, responses):
-    """Set mean and std so that the rewards of these samples have mean 0 and std 1.
+    """Set mean and std so that the rewards of these samples have mean 0 and std 1. ValueError if they are all equal.
 
     Use samples of the *frozen SFT policy*: Bradley-Terry fixes no scale and no origin, and without a common
     one, min and mean_minus_std would compare members that speak in different units."""
     rm.mean.zero_(), rm.std.fill_(1.0)
     rewards = rm(prompts, responses)
+    if not rewards.std() > 0:
+        raise ValueError("responses: their rewards do not vary, so they cannot be brought to std 1")
     rm.mean.copy_(rewards.mean()), rm.std.copy_(rewards.std())

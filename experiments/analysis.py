@@ -47,7 +47,7 @@ def mean_over(matrix, mask):
 
 def spearman(scores):
     """Rank correlation between the rows of (M, samples) -> (M, M). (Equal scores are as good as absent.)"""
-    return np.corrcoef(scores.argsort(-1).argsort(-1))
+    return np.atleast_2d(np.corrcoef(scores.argsort(-1).argsort(-1)))
 
 
 def best_of_n_findings(scores, gold, groups, ns):
@@ -115,7 +115,7 @@ def texts(scores, gold, bank, runs, groups, aggregator, count=3):
     shown = {r["kind"]: r for r in reversed(runs) if r["kl_weight"] == least}          # the first seed of each kind
     one, several = shown["single"]["members"], shown["pretrain"]["members"]
     found = []
-    for i in range(count):
+    for i in range(min(count, len(gold))):
         rows = []
         def add(policy, tokens, by_all, true):
             rows.append({"policy": policy, "text": world.decode(tokens), "one_rm": by_all[one[0]],

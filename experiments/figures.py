@@ -81,8 +81,9 @@ def agreement_figure(results):
             right.scatter(*zip(*points), color=colour, s=22, alpha=0.7, label=label)
             right.scatter([0], [agreement["rank_correlation"]["sft"][relation]], color=colour, marker="*", s=160)
     right.set(title="Agreement falls as PPO moves away (star: SFT)", xlabel="KL to the SFT policy (nats)", ylabel="Spearman between reward models")
-    left.legend()
-    right.legend()
+    for axis in (left, right):
+        if axis.get_legend_handles_labels()[0]:      # with one pretraining there is nothing to compare
+            axis.legend()
     return figure
 
 

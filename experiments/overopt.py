@@ -14,6 +14,7 @@ import hashlib
 import json
 from pathlib import Path
 import platform
+import re
 import sys
 import time
 
@@ -72,10 +73,11 @@ class Settings:
 
 def check(s):
     """ValueError naming the first setting that makes no sense."""
-    for name in ("width", "layers", "heads", "pretrain_seeds", "pretrain_texts", "pretrain_steps", "sft_steps", "finetune_seeds",
-                 "pairs", "rm_epochs", "prompts", "n", "ppo_updates", "ppo_batch"):
-        if getattr(s, name) < 1:
-            raise ValueError(f"{flag(name)}: {getattr(s, name)} is below 1")
+    least = dict.fromkeys(("width", "layers", "heads", "pretrain_seeds", "pretrain_texts", "pretrain_steps", "sft_steps", "finetune_seeds",
+                           "pairs", "rm_epochs", "n", "ppo_updates", "ppo_batch"), 1) | {"prompts": 2}       # 2: a correlation needs two
+    for name, minimum in least.items():
+        if getattr(s, name) < minimum:
+            raise ValueError(f"{flag(name)}: {getattr(s, name)} is below {minimum}")
     for name in ("kl_weights", "ppo_seeds"):
         if not getattr(s, name):
             raise ValueError(f"{flag(name)}: the list is empty, at least one is needed")
@@ -262,7 +264,7 @@ def aggregator_code(name):
     return [code.co_code.hex(), repr(code.co_consts), code.co_names]
 
 
-def score(ensemble, posts, responses, label, chunk=256):
+def score(ensemble, posts, responses, label, chunk=2048):
     """ensemble.scores in chunks, with a bar: (M, B)."""
     starts = tqdm(range(0, len(posts), chunk), label, leave=False, disable=None)
     return torch.cat([ensemble.scores(posts[i:i + chunk], responses[i:i + chunk]) for i in starts], 1)
@@ -325,15 +327,31 @@ def prepare(out):
     return out
 
 
+def to_json(x):
+    """Bytes of indented JSON, lists of plain values on one line."""
+    return re.sub(r"\[[^\[\]{}]*\]", lambda match: " ".join(match[0].split()), json.dumps(x, indent=1)).encode()
+
+
+def peak_memory_gb():
+    """Most memory that this process held, in GB (0 where the system does not tell, as on Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return 0.0
+    unit = 1 if sys.platform == "darwin" else 1024          # bytes there, kilobytes elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
 def main(argv=None):
     try:
         settings, device, out = parse(argv)
         start = time.perf_counter()
         results, seconds = run(settings, device, prepare(out))
-        write_whole(out / "results.json", lambda file: file.write(json.dumps(results, indent=1).encode()))
+        write_whole(out / "results.json", lambda file: file.write(to_json(results)))
         draw_figures(results, out)
-        seconds = {"stages": seconds, "total": sum(seconds.values()), "this_run": time.perf_counter() - start}
-        write_whole(out / "timings.json", lambda file: file.write(json.dumps(seconds, indent=1).encode()))
+        seconds = {"stages": seconds, "total": sum(seconds.values()), "this_run": time.perf_counter() - start,
+                   "threads": torch.get_num_threads(), "peak_memory_gb": peak_memory_gb()}
+        write_whole(out / "timings.json", lambda file: file.write(to_json(seconds)))
     except ValueError as error:
         print(f"overopt.py: error: {error}", file=sys.stderr)
         return 2

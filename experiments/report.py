@@ -62,7 +62,55 @@ def texts_section(r):
         for example in r["texts"])
 
 
-SECTIONS = {"accuracy": accuracy_section, "bon": bon_section, "ppo": ppo_section, "agreement": agreement_section,
+def headline_section(r):
+    bon, sft, n = r["bon"], r["traits"]["SFT"], r["bon"]["n"][-1]
+    lines = []
+    for kind in KINDS:
+        rows = bon[kind]["mean"]
+        best = max(range(len(bon["n"])), key=rows["gold"].__getitem__)
+        lines.append(f"- Best of {n} by {KINDS_IN_TEXT[kind]}: the proxy goes from {rows['proxy'][0]:.2f} to {rows['proxy'][-1]:.2f}, the gold reward from "
+                     f"{rows['gold'][0]:.2f} to {rows['gold'][-1]:.2f} (its best is {rows['gold'][best]:.2f}, at n = {bon['n'][best]}).")
+    least = min(row["kl_weight"] for row in r["ppo"]["summary"])
+    golds = ", ".join(f"{row['gold']:.2f} on {KINDS_IN_TEXT[row['kind']]}" for row in r["ppo"]["summary"] if row["kl_weight"] == least)
+    lines.append(f"- PPO with the smallest KL weight ({least:g}) takes the gold reward from {sft['gold']:.2f} to {golds}.")
+    herd = r["traits"][f"PPO, {KINDS['pretrain']}"]
+    lines.append(f"- What the ensemble does not cure, PPO on the pretrain ensemble against SFT: lists {sft['list']:.0%} -> {herd['list']:.0%}, "
+                 f"responses with a number {sft['numbers']:.0%} -> {herd['numbers']:.0%}, wrong facts a response {sft['wrong_facts']:.2f} -> {herd['wrong_facts']:.2f}.")
+    return "\n".join(lines)
+
+
+def minutes_section(r):
+    stages = {}
+    for name, seconds in r["timings"]["stages"].items():
+        stages[name.split("-")[0]] = stages.get(name.split("-")[0], 0) + seconds
+    parts = ", ".join(f"{STAGES[name]} {seconds:.0f} s" for name, seconds in stages.items())
+    return (f"The run below took {r['timings']['total'] / 60:.1f} minutes of computing on {r['timings']['threads']} {r['device'].upper()} threads: {parts}. "
+            f"Peak memory {r['timings']['peak_memory_gb']:.1f} GB.")
+
+
+def tour_section(r):
+    rows = []
+    for file, what in TOUR.items():
+        rows.append([f"[{file}]({file})", len((ROOT / file).read_text().splitlines()), what])
+    return table(["file", "lines", "what it is"], rows)
+
+
+STAGES = {"pretrain": "pretraining", "sft": "SFT", "rm": "reward models", "bank": "sampling", "scores": "scoring", "ppo": "PPO"}
+KINDS_IN_TEXT = {"single": "one reward model", "finetune": "a finetune ensemble", "pretrain": "a pretrain ensemble"}
+TOUR = {
+    "policy.py": "a tiny transformer; a language model; training; sampling with a cache; log-probabilities",
+    "rm.py": "a reward model on that transformer; the Bradley-Terry loss; training; normalisation",
+    "ensemble.py": "many reward models in one batched forward; the aggregators",
+    "bon.py": "best-of-n: the pick, the unbiased estimator for every n, its KL",
+    "ppo.py": "PPO with a KL penalty: estimators, advantages, losses, rollout, loop",
+    "experiments/world.py": "the toy world: posts, writers, tokens, gold reward, raters",
+    "experiments/overopt.py": "the main script: settings, stages, the road from end to end",
+    "experiments/analysis.py": "from scores to findings",
+    "experiments/report.py": "the closing tables, and the numbers in this file",
+    "experiments/figures.py": "the figures",
+    "experiments/cache.py": "stages on disk: computed once, whole or not at all",
+}
+SECTIONS = {"headline": headline_section, "minutes": minutes_section, "tour": tour_section, "accuracy": accuracy_section, "bon": bon_section, "ppo": ppo_section, "agreement": agreement_section,
             "traits": traits_section, "texts": texts_section}
 TITLES = {"accuracy": "1. The same in distribution", "agreement": "2. Different under alignment", "bon": "3. Best-of-n",
           "ppo": "4. PPO", "traits": "5. Traits, before and after", "texts": "6. Read it"}
@@ -76,8 +124,8 @@ def report(results):
 def fill(text, results):
     """The README with every block between `<!-- name -->` and `<!-- end -->` written anew from the results."""
     def block(match):
-        return f"<!-- {match[1]} -->\n{SECTIONS[match[1]](results)}\n<!-- end -->"
-    return re.sub(r"<!-- (\w+) -->\n.*?<!-- end -->", block, text, flags=re.S)
+        return f"<!-- {match[1]} -->{match[2]}{SECTIONS[match[1]](results)}{match[2]}<!-- end -->"
+    return re.sub(r"<!-- (\w+) -->(\n?).*?<!-- end -->", block, text, flags=re.S)
 
 
 def main():
@@ -97,7 +145,7 @@ def main():
         for file in [path, arguments.out / "timings.json", *arguments.out.glob("*.png")]:
             shutil.copy(file, kept / file.name)
         readme = ROOT / "README.md"
-        readme.write_text(fill(readme.read_text(), results))
+        readme.write_text(fill(readme.read_text(), {**results, "timings": json.loads((kept / "timings.json").read_text())}))
     return 0
 
 

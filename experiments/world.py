@@ -47,13 +47,16 @@ RESPONSE_LENGTH = 24     # room for a response, EOS included
 
 # ----- tokens ---------------------------------------------------------------------------------------
 
-PIECE = r" ?[a-z;]+| -|[.!:]"      # a word with the space before it, a list's dash, a mark
-VOCABULARY = [mark if mark in ".!:" else " " + mark for mark in KIND]
-EOS, PAD = len(VOCABULARY), len(VOCABULARY) + 1
+def spelled(word):
+    """A word as it stands in running text: with the space before it, unless it is a mark."""
+    return word if word in ".!:" else " " + word
+
+
+EOS, PAD = len(KIND), len(KIND) + 1
 VOCAB_SIZE = PAD + 1
 ENCODING = tiktoken.Encoding(
-    "toy-world", pat_str=PIECE, special_tokens={"<eos>": EOS, "<pad>": PAD},
-    mergeable_ranks={piece.encode(): rank for rank, piece in enumerate(VOCABULARY)})
+    "toy-world", pat_str=r" [a-z;]+| -|[.!:]", special_tokens={"<eos>": EOS, "<pad>": PAD},
+    mergeable_ranks={spelled(word).encode(): rank for rank, word in enumerate(KIND)})
 KIND_OF = [*KIND.values(), "end", "pad"]       # token id -> kind of word
 WORD_OF = [*KIND, "<eos>", "<pad>"]            # token id -> word
 
@@ -63,17 +66,11 @@ def encode(text):
 
     ValueError on a word that the world does not have. tiktoken itself would panic on it, past any
     `except Exception`, because single bytes are not in this vocabulary."""
-    text = re.sub(r"\s+(?=[.!:])", "", " " + " ".join(text.split()))
-    pieces = re.findall(PIECE, text)
-    for piece in pieces:
-        if piece not in KNOWN:
-            raise ValueError(f"text: {piece.strip()!r} is not a word of the toy world (in {text.strip()!r})")
-    if "".join(pieces) != text:
-        raise ValueError(f"text: {text.strip()!r} has characters that the toy world does not have")
-    return ENCODING.encode_ordinary(text)
-
-
-KNOWN = set(VOCABULARY)
+    words = re.findall(r"[.!:]|[^\s.!:]+", text)
+    for word in words:
+        if word not in KIND:
+            raise ValueError(f"text: {word!r} is not a word of the toy world (in {text!r})")
+    return ENCODING.encode_ordinary("".join(map(spelled, words)))
 
 
 def decode(tokens):
@@ -114,9 +111,11 @@ def writers(pool, list_gap):
     if not 0 <= few <= many:
         raise ValueError(f"list_gap: {list_gap} is not between 0 and {2 * LIST_RATE}")
     if pool == "raters":
-        return Writer(wrong=.35, states=.45, lists=few), Writer(wrong=.08, states=.85, lists=many)
-    return (Writer(wrong=.35, states=.45, lists=few, fillers=.45, chatter=.25, exclaims=.20, twice=.15),
-            Writer(wrong=.10, states=.80, lists=many, fillers=.35, chatter=.15, exclaims=.15, twice=.10))
+        return Writer(wrong=.25, states=.45, lists=few), Writer(wrong=.05, states=.85, lists=many)
+    if pool != "broad":
+        raise ValueError(f"pool: {pool!r} is neither 'raters' nor 'broad'")
+    return (Writer(wrong=.25, states=.45, lists=few, fillers=.45, chatter=.25, exclaims=.20, twice=.15),
+            Writer(wrong=.06, states=.80, lists=many, fillers=.35, chatter=.15, exclaims=.15, twice=.10))
 
 
 def write_post(rng):

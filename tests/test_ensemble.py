@@ -1,0 +1,81 @@
+"""ensemble.py: M models as one forward, and the aggregators."""
+from itertools import product
+
+import pytest
+import torch
+from torch.func import functional_call
+
+from ensemble import AGGREGATORS, Ensemble, finetune_ensembles, pretrain_ensembles
+from policy import LanguageModel
+from ppo import PPOConfig, ppo
+from rm import RewardModel, normalise
+
+
+@pytest.fixture
+def rms(config, prompts, responses):
+    """Two pretrainings x two finetunings; each with a mean and a std of its own."""
+    members = [RewardModel(LanguageModel(config, p).trunk, f) for p, f in product((0, 1), (2, 3))]
+    for rm in members:
+        normalise(rm, prompts, responses)
+    return members
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-10)])
+def test_batched_scores_equal_the_loop(rms, prompts, responses, dtype, tolerance):
+    """Members mixed up in the batched forward, or normalised by another member's mean and std."""
+    rms = [rm.to(dtype) for rm in rms]
+    loop = torch.stack([rm(prompts, responses) for rm in rms]).detach()
+    torch.testing.assert_close(Ensemble(rms).scores(prompts, responses), loop, atol=tolerance, rtol=0)
+    assert (loop[1:] - loop[:-1]).abs().max() > 0.1
+
+
+def test_batched_gradients_equal_the_loop(rms, prompts, responses):
+    """A gradient that leaks from member to member."""
+    ensemble = Ensemble([rm.double() for rm in rms])
+    weight = torch.randn(4, 12, generator=torch.Generator().manual_seed(0), dtype=torch.double)
+    (functional_call(ensemble.module, (ensemble.parameters, ensemble.buffers), (prompts, responses)) * weight).sum().backward()
+    for m, rm in enumerate(rms):
+        (rm(prompts, responses) * weight[m]).sum().backward()
+        for name, parameter in rm.named_parameters():
+            torch.testing.assert_close(ensemble.parameters[name].grad[m], parameter.grad, atol=1e-10, rtol=0)
+
+
+def test_aggregators_by_hand():
+    """The lower of two middle values as the median, another std than the population's, NaN as the std of one member."""
+    scores = torch.tensor([[10.0, 4], [1, 4], [3, 4], [2, 4]])                 # four members, two responses
+    expected = {"mean": [4, 4], "median": [2.5, 4], "min": [1, 4], "mean_minus_std": [4 - 12.5 ** 0.5, 4]}
+    assert expected.keys() == AGGREGATORS.keys()
+    for name, value in expected.items():
+        assert AGGREGATORS[name](scores).tolist() == pytest.approx(value)
+        assert AGGREGATORS[name](scores[:1]).tolist() == [10, 4]
+
+
+@pytest.mark.parametrize("P, F", [(5, 5), (3, 3), (2, 3), (3, 2), (1, 4)])
+def test_grid_is_cut_without_overlap(P, F):
+    """A pretrain ensemble with two RMs of one pretraining, or an RM in two ensembles of a kind."""
+    pretraining = [rm // F for rm in range(P * F)]
+    for members in finetune_ensembles(P, F):
+        assert len(members) == F and len({pretraining[m] for m in members}) == 1
+    for members in pretrain_ensembles(P, F):
+        assert len(members) == P and len({pretraining[m] for m in members}) == P
+    for groups in (finetune_ensembles(P, F), pretrain_ensembles(P, F)):
+        assert sorted(sum(groups, [])) == list(range(P * F))
+    assert finetune_ensembles(2, 3) == [[0, 1, 2], [3, 4, 5]]                  # the docstrings' examples
+    assert pretrain_ensembles(3, 3) == [[0, 4, 8], [1, 5, 6], [2, 3, 7]]
+
+
+def test_ones_own_aggregator_is_one_line(monkeypatch, rms, model, prompts):
+    """An aggregator that has to be registered in a second place before PPO can use it."""
+    monkeypatch.setitem(AGGREGATORS, "max", lambda r: r.amax(0))
+    ensemble = Ensemble(rms, "max")
+    record = next(ppo(model, ensemble, prompts, PPOConfig(batch_size=8, minibatch_size=8, epochs=1, max_new_tokens=6)))
+    by_hand = torch.stack([rm(record["prompts"], record["responses"]) for rm in rms]).max(0).values.mean()
+    assert record["proxy"] == pytest.approx(by_hand.item(), abs=1e-5)
+
+
+def test_errors(rms):
+    """A misspelt aggregator, or an ensemble of nobody, that fails only when first used."""
+    with pytest.raises(ValueError, match="^aggregator: 'avg' is none of mean, median, min, mean_minus_std"):
+        Ensemble(rms, "avg")
+    with pytest.raises(ValueError, match="^rms: "):
+        Ensemble([])

@@ -1,0 +1,200 @@
+"""The main script as a user runs it: end to end, interrupted, continued, and its errors."""
+import json
+import os
+from pathlib import Path
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import overopt
+import report
+
+SCRIPT = Path(overopt.__file__)
+# The whole road in seconds: everything is there, nothing is learnt.
+TINY = ["--width", "16", "--pretrain-seeds", "2", "--finetune-seeds", "2", "--pretrain-texts", "200", "--pretrain-steps", "4", "--sft-steps", "2",
+        "--pairs", "128", "--prompts", "4", "--n", "4", "--kl-weights", "0", "0.1", "--ppo-seeds", "0", "--ppo-updates", "2", "--ppo-batch", "8"]
+
+
+def road(out, *flags):
+    """Exit status of the main script with tiny settings."""
+    return overopt.main([*TINY, "--out", str(out), *flags])
+
+
+def stages(out):
+    return {path: path.stat().st_mtime_ns for path in (out / "cache").glob("*.pt")}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("finished")
+    assert road(out) == 0
+    return out
+
+
+def test_same_seed_same_results_byte_for_byte(finished, tmp_path):
+    """A random number drawn outside the seeds, or a time in results.json."""
+    assert road(tmp_path) == 0
+    assert (tmp_path / "results.json").read_bytes() == (finished / "results.json").read_bytes()
+
+
+def test_other_seed_other_results(finished, tmp_path):
+    """A seed that nothing reads."""
+    assert road(tmp_path, "--seed", "1") == 0
+    assert (tmp_path / "results.json").read_bytes() != (finished / "results.json").read_bytes()
+
+
+def test_second_run_computes_nothing(finished):
+    """A cache key that changes from run to run."""
+    before = stages(finished)
+    assert road(finished) == 0
+    assert stages(finished) == before
+
+
+def test_a_change_recomputes_only_what_depends_on_it(finished):
+    """A key that holds all the settings, or none."""
+    before = stages(finished)
+    assert road(finished, "--kl-weights", "0.1", "0.3") == 0
+    new = {path.name.rsplit("-", 1)[0] for path in set(stages(finished)) - set(before)}
+    kinds = ("single", "finetune", "pretrain")
+    assert new == {f"ppo-{kind}-0-0.3{end}" for kind in kinds for end in ("", "-scores")}
+    between = stages(finished)
+    assert road(finished, "--ppo-aggregator", "min") == 0
+    new = {path.name.split("-")[1] for path in set(stages(finished)) - set(between)}
+    assert new == {"finetune", "pretrain"}, "one reward model has no aggregator"
+
+
+def test_an_edited_aggregator_is_computed_anew(finished, monkeypatch):
+    """A student who changes a formula and is shown the old result."""
+    assert road(finished, "--ppo-aggregator", "min") == 0
+    before = stages(finished)
+    monkeypatch.setitem(overopt.AGGREGATORS, "min", lambda r: r.amax(0))
+    assert road(finished, "--ppo-aggregator", "min") == 0
+    new = {path.name.split("-")[1] for path in set(stages(finished)) - set(before)}
+    assert new == {"finetune", "pretrain"}
+
+
+def test_results_hold_what_is_promised(finished):
+    """A number shown that is not in the file; NaN, which JSON does not have."""
+    assert road(finished) == 0
+    def refuse(name):
+        raise AssertionError(f"{name} in results.json")
+    results = json.loads((finished / "results.json").read_text(), parse_constant=refuse)
+    assert len(results["accuracy"]["all"]) == 4
+    assert results["bon"]["n"] == [1, 2, 4]
+    assert set(results["bon"]["pretrain"]) == set(overopt.AGGREGATORS)
+    assert {run["kind"] for run in results["ppo"]["runs"]} == {"single", "finetune", "pretrain"}
+    assert results["bon"]["single"]["mean"]["gold"][0] == pytest.approx(results["sft"]["gold"], abs=1e-4), "the best of one is a sample"
+    for figure in ("bon", "frontier", "agreement", "traits"):
+        assert (finished / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
+    text = report.report(results)
+    assert f"{results['accuracy']['mean']:.3f}" in text and "Post: *" in text
+
+
+def test_killed_run_continues(tmp_path):
+    """kill -9 in the middle: half a file taken for a whole one, or the work so far lost."""
+    process = subprocess.Popen([sys.executable, SCRIPT, *TINY, "--pretrain-steps", "40", "--out", tmp_path], stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL)
+    while not list(tmp_path.glob("cache/rm-*.pt")):
+        assert process.poll() is None, "ended before it could be killed"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "results.json").exists()
+    before = stages(tmp_path)
+    assert road(tmp_path, "--pretrain-steps", "40") == 0
+    assert before.items() <= stages(tmp_path).items(), "finished stages were computed again"
+
+
+def test_quick_from_the_command_line(tmp_path):
+    """The road that the README promises, as its reader runs it: --quick, stopped by Ctrl-C, continued."""
+    command = [sys.executable, SCRIPT, "--quick", "--out", tmp_path / "deep" / "er"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.glob("deep/er/cache/pretrain-1*.pt")):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate()
+    assert process.returncode == 130 and "continues where" in error and "Traceback" not in error
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "pretrain ensemble" in done.stdout and "Traceback" not in done.stderr
+    results = json.loads((tmp_path / "deep" / "er" / "results.json").read_text())
+    single = results["bon"]["single"]["mean"]
+    assert single["proxy"] == sorted(single["proxy"]), "the expected best of more samples is never worse by the proxy"
+    sft = results["traits"]["SFT"]
+    for hack in ("list", "filler", "chatter", "repetition", "wrong_facts", "numbers"):
+        assert sft[hack] > 0, f"{hack}: a policy that never shows it can't be rewarded for it"
+
+
+@pytest.mark.parametrize("flags, said", [
+    (["--device", "tpu"], "--device"), (["--n", "0"], "--n"), (["--ppo-batch", "0"], "--ppo-batch"), (["--kl-weights", "-0.1"], "--kl-weights"),
+    (["--kl-weights"], "--kl-weights"), (["--ppo-seeds"], "--ppo-seeds"), (["--pretrain-seeds", "0"], "--pretrain-seeds"),
+    (["--list-gap", "0.5"], "list_gap"), (["--flipped", "2"], "--flipped"), (["--ppo-aggregator", "max"], "--ppo-aggregator"),
+    (["--label-temperature", "0"], "--label-temperature"), (["--width", "15"], "width"), (["--n", "many"], "--n"), (["--nonsense"], "--nonsense")])
+def test_bad_flags(flags, said, tmp_path, capsys):
+    """A traceback, a silent default, or work begun before the flags were read."""
+    try:
+        status = overopt.main([*flags, "--out", str(tmp_path / "out")])
+    except SystemExit as stop:             # argparse's own way out
+        status = stop.code
+    error = capsys.readouterr().err
+    assert status == 2 and said in error and "Traceback" not in error
+    assert not list(tmp_path.glob("out/cache/*.pt"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_cuda_asked_for_and_absent(tmp_path, capsys):
+    """A long traceback from the depths of torch."""
+    assert road(tmp_path, "--device", "cuda") == 2
+    assert "--device: cuda" in capsys.readouterr().err
+
+
+def test_out_is_a_file_or_cannot_be_written(tmp_path, capsys):
+    """Minutes of training, and then nowhere to put it."""
+    (tmp_path / "file").write_text("precious")
+    assert road(tmp_path / "file") == 2
+    assert "--out" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "precious"
+    if os.name == "posix" and os.geteuid() != 0:       # root may write anywhere
+        (tmp_path / "locked").mkdir(mode=0o500)
+        assert road(tmp_path / "locked" / "out") == 2
+        assert "--out" in capsys.readouterr().err
+
+
+def test_damaged_cache_is_named_and_nothing_is_lost(finished, capsys):
+    """A file cut in half: a traceback, or results made of it."""
+    assert road(finished) == 0
+    victim = next((finished / "cache").glob("rm-0-1-*.pt"))
+    whole, results = victim.read_bytes(), (finished / "results.json").read_bytes()
+    victim.write_bytes(whole[:len(whole) // 2])
+    assert road(finished) == 2
+    assert str(victim) in capsys.readouterr().err
+    assert (finished / "results.json").read_bytes() == results
+    victim.unlink()
+    assert road(finished) == 0
+    assert (finished / "results.json").read_bytes() == results
+
+
+def test_nan_reward_names_the_update(tmp_path, monkeypatch, capsys):
+    """NaN that trains on, and shows up as a strange curve."""
+    monkeypatch.setitem(overopt.AGGREGATORS, "mean", lambda r: r.mean(0) * float("nan"))
+    assert road(tmp_path) == 2
+    assert "update 0" in capsys.readouterr().err
+
+
+def test_one_of_everything(tmp_path):
+    """Groups with no other member: an empty mean, a crash, NaN."""
+    assert road(tmp_path, "--pretrain-seeds", "1", "--finetune-seeds", "1", "--n", "1", "--prompts", "2", "--ppo-batch", "1") == 0
+    assert "NaN" not in (tmp_path / "results.json").read_text()
+
+
+def test_readme_numbers_come_from_the_results():
+    """A README that says what no run showed."""
+    kept = SCRIPT.parent / "results"
+    results = {name: json.loads((kept / f"{name}.json").read_text()) for name in ("results", "timings")}
+    text = (SCRIPT.parent.parent / "README.md").read_text()
+    assert report.fill(text, {**results["results"], "timings": results["timings"]}) == text
