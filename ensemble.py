@@ -25,14 +25,15 @@ AGGREGATORS = {
 
 
 class Ensemble:
-    """The reward function aggregator(scores) of M reward models of one shape."""
+    """The reward function aggregator(scores) of M reward models of one shape; aggregator: a name, or any function
+    (M, ...) -> (...)."""
 
     def __init__(self, rms, aggregator="mean"):
         if not rms:
             raise ValueError("rms: an ensemble needs at least one member")
-        if aggregator not in AGGREGATORS:
-            raise ValueError(f"aggregator: {aggregator!r} is none of {', '.join(AGGREGATORS)}")
-        self.aggregate = AGGREGATORS[aggregator]
+        if not callable(aggregator) and aggregator not in AGGREGATORS:
+            raise ValueError(f"aggregator: {aggregator!r} is no function and none of {', '.join(AGGREGATORS)}")
+        self.aggregate = aggregator if callable(aggregator) else AGGREGATORS[aggregator]
         self.rms = rms
         self.config = rms[0].config
         self.parameters, self.buffers = stack_module_state(rms)
@@ -55,11 +56,10 @@ class Ensemble:
         of rows is too little work for one member (measured on 2 cores)."""
         cpu = prompts.device.type == "cpu"
         forward = self.one_by_one if cpu and len(prompts) > 16 else self.batched
-        pad = self.config.pad
-        scores = torch.empty(len(self.rms), len(prompts), device=prompts.device, dtype=self.rms[0].head.weight.dtype)
-        for rows in (responses != pad).sum(1).argsort(stable=True).split(128 if cpu else 2048):
-            scores[:, rows] = forward(prompts[rows], trim(responses[rows], pad))
-        return scores
+        chunk = 128 if cpu else max(1, 2**14 // len(self.rms))
+        order = (responses != self.config.pad).sum(1).argsort(stable=True)
+        scores = [forward(prompts[rows], trim(responses[rows], self.config.pad)) for rows in order.split(chunk)]
+        return torch.cat(scores, 1)[:, order.argsort()]
 
     def __call__(self, prompts, responses):
         return self.aggregate(self.scores(prompts, responses))

@@ -80,7 +80,8 @@ class Block(nn.Module):
         self.down = Linear(4 * width, width, generator, residual_gain)
 
     def attention(self, x, T, cache, start):
-        """(..., B*T, D) -> the same shape; `cache` is (2, B, heads, context, D/heads) or None."""
+        """(..., B*T, D) -> the same shape. `cache` is None, or the (2, B, heads, context, D/heads) keys and values of which
+        the first `start` positions are filled."""
         # One row of the product below per (member, sequence, head): members are simply more rows.
         q, k, v = self.qkv(x).view(-1, T, 3, self.heads, x.shape[-1] // self.heads).permute(2, 0, 3, 1, 4)
         if cache is not None:
@@ -88,8 +89,8 @@ class Block(nn.Module):
             k, v = cache[:, :, :, :start + T]
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)            # (rows, heads, T, start + T)
         if T > 1:                        # position start + i sees itself and what came before it
-            hidden = torch.ones(T, start + T, dtype=torch.bool, device=x.device).triu(start + 1)
-            scores = scores.masked_fill(hidden, -torch.inf)
+            future = torch.ones(T, start + T, dtype=torch.bool, device=x.device).triu(start + 1)
+            scores = scores.masked_fill(future, -torch.inf)
         return self.out((scores.softmax(-1) @ v).transpose(1, 2).reshape(x.shape))
 
     def forward(self, x, T, cache=None, start=0):
@@ -105,14 +106,14 @@ class Transformer(nn.Module):
         self.config = config
         if config.width % config.heads:
             raise ValueError(f"width: {config.width} is not a multiple of heads ({config.heads})")
-        self.words = nn.Parameter(torch.randn(config.vocab_size, config.width, generator=generator))
-        self.positions = nn.Parameter(torch.randn(config.context, config.width, generator=generator) * 0.3)
+        self.token_embedding = nn.Parameter(torch.randn(config.vocab_size, config.width, generator=generator))
+        self.position_embedding = nn.Parameter(torch.randn(config.context, config.width, generator=generator) * 0.3)
         self.blocks = nn.ModuleList(Block(config, generator) for _ in range(config.layers))
 
     def new_cache(self, B):
         """Room for the keys and values of B rows: one (2, B, heads, context, D/heads) tensor a layer."""
         c = self.config
-        return [self.words.new_empty(2, B, c.heads, c.context, c.width // c.heads) for _ in self.blocks]
+        return [self.token_embedding.new_empty(2, B, c.heads, c.context, c.width // c.heads) for _ in self.blocks]
 
     def forward(self, tokens, cache=None, start=0):
         """tokens (B, T), which stand at positions start .. start + T - 1. With a cache they also see the
@@ -120,8 +121,8 @@ class Transformer(nn.Module):
         B, T = tokens.shape
         if start + T > self.config.context:
             raise ValueError(f"tokens: {start + T} positions do not fit a context of {self.config.context}")
-        words = self.words.index_select(-2, tokens.flatten()).unflatten(-2, (B, T))
-        x = (words + self.positions[..., None, start:start + T, :]).flatten(-3, -2)       # (..., B*T, D)
+        x = self.token_embedding.index_select(-2, tokens.flatten()).unflatten(-2, (B, T))
+        x = (x + self.position_embedding[..., None, start:start + T, :]).flatten(-3, -2)       # (..., B*T, D)
         for i, block in enumerate(self.blocks):
             x = block(x, T, cache[i] if cache else None, start)
         return norm(x).unflatten(-2, (B, T))

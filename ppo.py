@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from policy import Linear, sample, token_log_probs, trim
+from policy import Linear, log_probs, sample, token_log_probs, trim
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class PPOConfig:
     epochs: int = 2                # passes over a batch
     minibatch_size: int = 64
     lr: float = 3e-4
+    value_lr: float = 3e-3         # of the value head: it starts at zero and has farther to go than the policy
     clip: float = 0.2              # of the probability ratio, and of the value's move
     value_weight: float = 0.5      # of the value loss
     gamma: float = 1.0             # discount
@@ -84,21 +85,20 @@ def gae(rewards, values, mask, gamma=1.0, lam=0.95):
 
         delta_t = r_t + gamma V_{t+1} - V_t,    A_t = delta_t + gamma lam A_{t+1},    zero after the end.
 
-    All (B, R), already 0 beyond the mask -> (advantages, returns), returns = advantages + values."""
+    All (B, R) -> (advantages, returns), returns = advantages + values, both 0 beyond the mask, as the rewards are."""
     values = values * mask
     advantages = torch.zeros_like(rewards)
-    following = next_value = torch.zeros_like(rewards[:, 0])
+    next_advantage = next_value = torch.zeros_like(rewards[:, 0])
     for t in reversed(range(rewards.shape[1])):
         delta = rewards[:, t] + gamma * next_value - values[:, t]
-        advantages[:, t] = following = delta + gamma * lam * following
+        advantages[:, t] = next_advantage = delta + gamma * lam * next_advantage
         next_value = values[:, t]
-    advantages = advantages * mask
     return advantages, advantages + values
 
 
 def policy_loss(log_ratio, advantages, mask, clip):
     """Clipped surrogate (Schulman et al. 2017, eq. 7), to minimise; log_ratio = new - old log-probability.
-    Returns (loss, share of tokens where the clip holds)."""
+    Returns (loss, share of tokens whose ratio the clip holds back)."""
     ratio = log_ratio.exp()
     unclipped, clipped = -advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip)
     return masked_mean(torch.maximum(unclipped, clipped), mask), masked_mean((clipped > unclipped).float(), mask)
@@ -121,14 +121,11 @@ class ActorCritic(nn.Module):
         self.value = Linear(policy.config.width, 1, torch.Generator().manual_seed(0), gain=0.0)
 
     def forward(self, prompts, responses, temperature):
-        """(B, P), (B, R) -> log-probs, values and entropies of the response's tokens, (B, R) each."""
+        """(B, P), (B, R) -> log-probs of the response's tokens and values of the states before them, (B, R) each."""
         # The state before token t is the hidden state one position earlier: hence P - 1 and -1.
         hidden = self.policy.trunk(torch.cat([prompts, responses], 1))[:, prompts.shape[1] - 1:-1]
-        logits = self.policy.logits(hidden)
-        with torch.no_grad():
-            entropy = torch.distributions.Categorical(logits=logits / temperature, validate_args=False).entropy()
         values = self.value(hidden.flatten(0, 1)).view(responses.shape)
-        return token_log_probs(logits, responses, self.policy.config.pad, temperature), values, entropy
+        return token_log_probs(self.policy.logits(hidden), responses, self.policy.config.pad, temperature), values
 
 
 @torch.no_grad()
@@ -138,8 +135,8 @@ def rollout(model, reference, reward, prompts, config, generator):
     pad = model.policy.config.pad
     responses = trim(sample(model.policy, prompts, config.max_new_tokens, generator, temperature=config.temperature), pad)
     mask = responses != pad
-    logp, values, entropy = model(prompts, responses, config.temperature)
-    ref_logp = reference(prompts, responses, config.temperature)[0]
+    logp, values = model(prompts, responses, config.temperature)
+    ref_logp = log_probs(reference, prompts, responses, config.temperature)
     scores = torch.as_tensor(reward(prompts, responses), dtype=logp.dtype, device=logp.device)
     if scores.shape != (len(prompts),):
         raise ValueError(f"reward: returned shape {tuple(scores.shape)} for {len(prompts)} responses, not ({len(prompts)},)")
@@ -148,13 +145,13 @@ def rollout(model, reference, reward, prompts, config, generator):
     rewards = penalised_rewards(scores, logp - ref_logp, mask, config.beta)
     advantages, returns = gae(rewards, values, mask, config.gamma, config.lam)
     return {"prompts": prompts, "responses": responses, "mask": mask, "scores": scores, "logp": logp, "ref_logp": ref_logp,
-            "values": values * mask, "entropy": entropy, "advantages": masked_whiten(advantages, mask), "returns": returns}
+            "values": values * mask, "advantages": masked_whiten(advantages, mask), "returns": returns}
 
 
 def minibatch_loss(model, mb, config):
     """PPO's loss of one minibatch of a rollout -> (loss, statistics)."""
-    logp, values, entropy = model(mb["prompts"], mb["responses"], config.temperature)
-    log_ratio = (logp - mb["logp"]) * mb["mask"]
+    logp, values = model(mb["prompts"], mb["responses"], config.temperature)
+    log_ratio = logp - mb["logp"]
     actor, clip_fraction = policy_loss(log_ratio, mb["advantages"], mb["mask"], config.clip)
     critic = value_loss(values, mb["values"], mb["returns"], mb["mask"], config.clip)
     return actor + config.value_weight * critic, {"ratio": masked_mean(log_ratio.exp(), mb["mask"]), "clip_fraction": clip_fraction}
@@ -175,10 +172,11 @@ def ppo(policy, reward, prompts, config, gold=None, traits=None, label="ppo"):
     update's steps. ValueError if the reward is NaN, naming the update."""
     device = prompts.device
     model = ActorCritic(policy).to(device)
-    reference = copy.deepcopy(model).requires_grad_(False)
-    optimizer = torch.optim.Adam(model.parameters(), config.lr, eps=1e-5)
+    reference = copy.deepcopy(policy).requires_grad_(False)
+    groups = [{"params": policy.parameters()}, {"params": model.value.parameters(), "lr": config.value_lr}]
+    optimizer = torch.optim.Adam(groups, config.lr, eps=1e-5)
     generator = torch.Generator(device).manual_seed(config.seed)         # samples
-    shuffle = torch.Generator().manual_seed(config.seed)                 # prompts and minibatches
+    shuffle = torch.Generator().manual_seed(config.seed + 1)             # prompts and minibatches: other numbers than the samples'
     for update in tqdm(range(config.updates), label, leave=False, disable=None):
         rows = torch.randint(len(prompts), (config.batch_size,), generator=shuffle).to(device)
         try:
@@ -202,8 +200,8 @@ def record_of(update, batch, statistics, gold, traits):
     mask, log_ratio = batch["mask"], batch["logp"] - batch["ref_logp"]
     seen = batch["prompts"], batch["responses"]
     numbers = {
-        "kl": (kl_k1(log_ratio) * mask).sum(1), "kl_k3": (kl_k3(log_ratio) * mask).sum(1), "proxy": batch["scores"],
-        "entropy": masked_mean(batch["entropy"], mask),
+        "kl": kl_k1(log_ratio).sum(1), "kl_k3": kl_k3(log_ratio).sum(1), "proxy": batch["scores"],
+        "entropy": masked_mean(-batch["logp"], mask),
         "explained_variance": explained_variance(batch["values"], batch["returns"], mask),
         **{name: torch.stack([s[name].detach() for s in statistics]) for name in statistics[0]},
         **({"gold": gold(*seen)} if gold else {}), **(traits(*seen) if traits else {})}

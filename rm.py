@@ -1,7 +1,7 @@
 """Reward models: a pretrained trunk with a scalar head, trained on preference pairs (Bradley-Terry).
 
     rm = RewardModel(pretrained.trunk, finetune_seed=0)
-    train_rm(rm, prompts, chosen, rejected, TrainConfig(steps=94), seed=0)
+    train_rm(rm, prompts, chosen, rejected, TrainConfig(steps=94, batch_size=64), seed=0)
     normalise(rm, prompts, sft_responses)          # mean 0, std 1 on what the frozen SFT policy writes
     rm(prompts, responses)                         # (B,): a reward function, like any other
 
@@ -27,10 +27,12 @@ class RewardModel(nn.Module):
         self.config = trunk.config
         self.trunk = copy.deepcopy(trunk)
         width = trunk.config.width
-        generator = torch.Generator().manual_seed(10**6 + finetune_seed)      # not a pretraining's random numbers again
+        # The offset: finetuning seed 3 shall not repeat the random numbers of pretraining seed 3.
+        generator = torch.Generator().manual_seed(10**6 + finetune_seed)
         self.head = Linear(width, 1, generator, gain=(width / (width + 1)) ** 0.5)       # std 1 / sqrt(width + 1)
         self.register_buffer("mean", torch.zeros(1))
         self.register_buffer("std", torch.ones(1))
+        self.to(trunk.token_embedding.device)
 
     def forward(self, prompts, responses):
         tokens = torch.cat([prompts, responses], 1)
@@ -89,8 +91,9 @@ def normalise(rm, prompts, responses):
 
     Use samples of the *frozen SFT policy*: Bradley-Terry fixes no scale and no origin, and without a common
     one, min and mean_minus_std would compare members that speak in different units."""
-    rm.mean.zero_(), rm.std.fill_(1.0)
-    rewards = rm(prompts, responses)
-    if not rewards.std() > 0:
+    rewards = rm(prompts, responses) * rm.std + rm.mean          # as if never normalised
+    std, mean = torch.std_mean(rewards, correction=0)
+    if not std > 0:
         raise ValueError("responses: their rewards do not vary, so they cannot be brought to std 1")
-    rm.mean.copy_(rewards.mean()), rm.std.copy_(rewards.std())
+    rm.mean.fill_(mean)
+    rm.std.fill_(std)

@@ -8,9 +8,8 @@ import torch
 
 from bon import best_of_n, bon_kl, expected_best_of_n
 from ensemble import AGGREGATORS
+from report import PAIRS, aggregator_of
 import world
-
-KINDS = {"single": "one reward model", "finetune": "finetune ensemble", "pretrain": "pretrain ensemble"}
 
 
 def rounded(x, digits=5):
@@ -79,7 +78,7 @@ def agreement_findings(scores, runs, groups, ns):
 
 def run_findings(run, aggregator):
     """The numbers of one PPO run: final policy on the bank's posts, and the way there."""
-    proxy = aggregate(aggregator if run["kind"] != "single" else "mean", run["scores"][run["members"]])
+    proxy = aggregate(aggregator_of(run["kind"], aggregator), run["scores"][run["members"]])
     return {**{k: run[k] for k in ("kind", "seed", "kl_weight", "members")}, "kl": run["kl"].mean(), "proxy": proxy.mean(),
             "gold": run["gold"].mean(), "traits": {k: x.mean() for k, x in run["traits"].items()},
             "parts": {k: x.mean() for k, x in run["parts"].items()},
@@ -96,41 +95,55 @@ def summary(found):
     return rows
 
 
+def comparison(scores, gold, groups, ns, found, aggregator):
+    """Differences in gold between the kinds: of best-of-n with their standard error over posts, of PPO seed by seed (the
+    single RM of a seed is a member of both its ensembles)."""
+    per_post = {kind: np.mean([expected_best_of_n(aggregate(aggregator_of(kind, aggregator), scores[members]), gold, ns) for members in choices], 0)
+                for kind, choices in groups.items()}                                        # (posts, ns) each
+    rows = {"bon": [{"n": n} for n in ns], "ppo": []}
+    for pair in PAIRS:
+        difference = np.subtract(*[per_post[kind] for kind in pair.split(" - ")])
+        for row, x in zip(rows["bon"], difference.T):
+            row[pair] = {"mean": x.mean(), "standard_error": x.std(ddof=1) / len(x)**0.5}
+    golds = {(r["kl_weight"], r["seed"], r["kind"]): r["gold"] for r in found}
+    for weight in dict.fromkeys(r["kl_weight"] for r in found):
+        seeds = dict.fromkeys(r["seed"] for r in found)
+        rows["ppo"].append({"kl_weight": weight, **{pair: [np.subtract(*[golds[weight, seed, kind] for kind in pair.split(" - ")]) for seed in seeds]
+                                                    for pair in PAIRS}})
+    return rows
+
+
 def trait_findings(scores, traits, gold, groups, ns, found, aggregator):
     """Mean traits (and gold) of each policy: SFT, best of the largest n, PPO with the smallest KL weight."""
-    quantities = {**traits, "gold": gold}
-    rows = {"SFT": {k: x.mean() for k, x in quantities.items()}}
+    quantities, least = {**traits, "gold": gold}, min(r["kl_weight"] for r in found)
+    rows = {"sft": {k: x.mean() for k, x in quantities.items()}}
     for kind, choices in groups.items():
-        proxies = [aggregate(aggregator, scores[members]) for members in choices]
-        rows[f"BoN-{ns[-1]}, {KINDS[kind]}"] = {k: np.mean([expected_best_of_n(p, x, ns[-1:]) for p in proxies]) for k, x in quantities.items()}
+        proxies = [aggregate(aggregator_of(kind, aggregator), scores[members]) for members in choices]
+        rows[f"bon-{kind}"] = {k: np.mean([expected_best_of_n(proxy, x, ns[-1:]) for proxy in proxies]) for k, x in quantities.items()}
     for kind in groups:
-        mine = [r for r in found if r["kind"] == kind and r["kl_weight"] == min(r["kl_weight"] for r in found)]
-        rows[f"PPO, {KINDS[kind]}"] = {k: np.mean([{**r["traits"], "gold": r["gold"]}[k] for r in mine]) for k in quantities}
+        mine = [{**r["traits"], "gold": r["gold"]} for r in found if (r["kind"], r["kl_weight"]) == (kind, least)]
+        rows[f"ppo-{kind}"] = {k: np.mean([r[k] for r in mine]) for k in quantities}
     return rows
 
 
 def texts(scores, gold, bank, runs, groups, aggregator, count=3):
     """The first few posts with what each policy wrote, and its score by one RM, by the ensemble, by the gold reward."""
-    least = min(r["kl_weight"] for r in runs)
+    least, n = min(r["kl_weight"] for r in runs), gold.shape[1]
     shown = {r["kind"]: r for r in reversed(runs) if r["kl_weight"] == least}          # the first seed of each kind
     one, several = shown["single"]["members"], shown["pretrain"]["members"]
     found = []
     for i in range(min(count, len(gold))):
-        rows = []
-        def add(policy, tokens, by_all, true):
-            rows.append({"policy": policy, "text": world.decode(tokens), "one_rm": by_all[one[0]],
-                         "ensemble": aggregate(aggregator, by_all[several]), "gold": true})
-        picks = {"SFT": 0, f"BoN-{gold.shape[1]}, {KINDS['single']}": best_of_n(scores[one[0], i]),
-                 f"BoN-{gold.shape[1]}, {KINDS['pretrain']}": best_of_n(aggregate(aggregator, scores[several, i]))}
-        for policy, j in picks.items():
-            add(policy, bank["responses"][i * gold.shape[1] + j], scores[:, i, j], gold[i, j])
+        picks = {"sft": 0, "bon-single": best_of_n(scores[one[0], i]), "bon-pretrain": best_of_n(aggregate(aggregator, scores[several, i]))}
+        written = {policy: (bank["responses"][i * n + j], scores[:, i, j], gold[i, j]) for policy, j in picks.items()}
         for kind in ("single", "pretrain"):
-            add(f"PPO, {KINDS[kind]}", shown[kind]["responses"][i], shown[kind]["scores"][:, i], shown[kind]["gold"][i])
-        found.append({"post": world.decode(bank["posts"][i]), "responses": rows})
+            written[f"ppo-{kind}"] = tuple(shown[kind][k][..., i] if k != "responses" else shown[kind][k][i] for k in ("responses", "scores", "gold"))
+        found.append({"post": world.decode(bank["posts"][i]), "responses": [
+            {"policy": policy, "text": world.decode(tokens), "one_rm": by_all[one[0]], "ensemble": aggregate(aggregator, by_all[several]), "gold": true}
+            for policy, (tokens, by_all, true) in written.items()]})
     return found
 
 
-def analyse(s, accuracies, scores, bank, runs, groups):
+def analyse(s, accuracies, ceiling, scores, bank, runs, groups):
     """All findings of a run, ready for JSON."""
     numbers = lambda table: {k: x.cpu().double().numpy() for k, x in table.items()}
     scores, parts, traits = scores.cpu().double().numpy(), numbers(bank["parts"]), numbers(bank["traits"])
@@ -140,11 +153,12 @@ def analyse(s, accuracies, scores, bank, runs, groups):
         r["gold"] = sum(r["parts"].values())
     found = [run_findings(r, s.ppo_aggregator) for r in runs]
     return rounded({
-        "accuracy": {"mean": np.mean(accuracies), "std": np.std(accuracies), "all": accuracies},
+        "accuracy": {"mean": np.mean(accuracies), "std": np.std(accuracies), "ceiling": ceiling, "all": accuracies},
         "sft": {"gold": gold.mean(), "parts": {k: x.mean() for k, x in parts.items()}},
         "bon": best_of_n_findings(scores, gold, groups, ns),
         "agreement": agreement_findings(scores, runs, groups, ns),
         "ppo": {"summary": summary(found), "runs": found},
+        "comparison": comparison(scores, gold, groups, ns, found, s.ppo_aggregator),
         "traits": trait_findings(scores, traits, gold, groups, ns, found, s.ppo_aggregator),
         "texts": texts(scores, gold, bank, runs, groups, s.ppo_aggregator),
     })

@@ -1,24 +1,35 @@
 """Results of stages on disk: computed once, under a key of all that they depend on, whole or not at all."""
 import ast
 import hashlib
+import inspect
 import json
 import os
 from pathlib import Path
 import time
+from types import CodeType
 
 import torch
 
 ROOT = Path(__file__).parent.parent
 
 
-def code_of(*files):
-    """What the given source files do, as text: comments, docstrings and layout left out. It is part of the
-    keys, so that a run after you changed a formula never shows you yesterday's result."""
-    trees = [ast.parse((ROOT / file).read_text()) for file in files]
+def code_of(*sources):
+    """What the given source files (paths) or classes do, as text: comments, docstrings and layout left out. It is
+    part of the keys, so that a run after you changed a formula never shows you yesterday's result."""
+    texts = [(ROOT / source).read_text() if isinstance(source, (str, Path)) else inspect.getsource(source) for source in sources]
+    trees = [ast.parse(text) for text in texts]
     for node in (node for tree in trees for node in ast.walk(tree)):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node, clean=False) is not None:
             node.body = node.body[1:]
     return "".join(map(ast.dump, trees))
+
+
+def fingerprint(function):
+    """What a stage of the main script does, as nested lists that JSON can write: compiled code, names, constants."""
+    def of(code):
+        constants = [of(c) if isinstance(c, CodeType) else repr(sorted(c) if isinstance(c, frozenset) else c) for c in code.co_consts]
+        return [code.co_code.hex(), code.co_names, constants]
+    return of(function.__code__)
 
 
 def write_whole(path, write):
@@ -39,7 +50,7 @@ class Cache:
     tensors, numbers, strings and plain containers of them: what torch.load reads with weights_only=True."""
 
     def __init__(self, folder, device):
-        self.folder, self.device, self.seconds, self.computed = Path(folder), device, {}, 0
+        self.folder, self.device, self.seconds = Path(folder), device, {}
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def __call__(self, name, inputs, compute):
@@ -48,7 +59,6 @@ class Cache:
         if not path.exists():
             start = time.perf_counter()
             value = compute()
-            self.computed += 1
             stored = {"key": key, "seconds": time.perf_counter() - start, "value": value}
             write_whole(path, lambda file: torch.save(stored, file))
         stored = self.load(path, key)

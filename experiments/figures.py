@@ -2,10 +2,10 @@
 
     python experiments/figures.py runs/overopt        # draw them again from results.json
 """
+import argparse
 import io
 import json
 from pathlib import Path
-import sys
 
 import matplotlib
 
@@ -13,9 +13,9 @@ matplotlib.use("Agg")              # files only: no window, no display needed
 import matplotlib.pyplot as plt
 
 from cache import write_whole
+from report import KINDS, aggregator_of, policy_name
 
 COLOURS = {"single": "#d55e00", "finetune": "#e69f00", "pretrain": "#0072b2"}
-NAMES = {"single": "one reward model", "finetune": "finetune ensemble", "pretrain": "pretrain ensemble"}
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "font.size": 12,
          "axes.titlesize": 13, "axes.titlelocation": "left", "lines.linewidth": 2, "legend.frameon": False, "savefig.dpi": 130}
 
@@ -31,13 +31,13 @@ def best_of_n_figure(results):
     bon, aggregator = results["bon"], results["settings"]["ppo_aggregator"]
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2))
     for kind, colour in COLOURS.items():
-        rows = bon[kind]["mean" if kind == "single" else aggregator]
-        left.plot(bon["n"], rows["proxy"], "o-", color=colour, label=NAMES[kind])
-        right.plot(bon["n"], rows["gold"], "o-", color=colour, label=NAMES[kind])
+        rows = bon[kind][aggregator_of(kind, aggregator)]
+        left.plot(bon["n"], rows["proxy"], "o-", color=colour, label=KINDS[kind])
+        right.plot(bon["n"], rows["gold"], "o-", color=colour, label=KINDS[kind])
         low, high = ([g + sign * d for g, d in zip(rows["gold"], rows["gold_std_over_groups"])] for sign in (-1, 1))
         right.fill_between(bon["n"], low, high, color=colour, alpha=0.12, linewidth=0)
-    left.set(title="The proxy only ever rises ...", ylabel="reward that is optimised")
-    right.set(title="... the true reward does not follow", ylabel="gold reward (band: std over rewards)")
+    left.set(title="Proxy: the reward that picks", ylabel="reward (std of SFT samples)")
+    right.set(title="Gold: the true reward of the pick", ylabel="gold reward (band: spread over models, ensembles)")
     left.legend()
     for axis in (left, right):
         over_n(axis, bon["n"])
@@ -49,12 +49,12 @@ def frontier_figure(results):
     bon, aggregator = results["bon"], results["settings"]["ppo_aggregator"]
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True)
     for kind, colour in COLOURS.items():
-        left.plot(bon["kl"], bon[kind]["mean" if kind == "single" else aggregator]["gold"], "o-", color=colour, label=NAMES[kind])
+        left.plot(bon["kl"], bon[kind][aggregator_of(kind, aggregator)]["gold"], "o-", color=colour, label=KINDS[kind])
         for run in results["ppo"]["runs"]:
             if run["kind"] == kind:
                 right.plot(run["kl"], run["gold"], ".", color=colour, alpha=0.45)
         rows = sorted((row for row in results["ppo"]["summary"] if row["kind"] == kind), key=lambda row: row["kl"])
-        right.plot([row["kl"] for row in rows], [row["gold"] for row in rows], "o-", color=colour)
+        right.plot([0, *[row["kl"] for row in rows]], [results["sft"]["gold"], *[row["gold"] for row in rows]], "o-", color=colour)
     for axis in (left, right):
         axis.axhline(results["sft"]["gold"], color="grey", linestyle=":")
     right.annotate("SFT", (1, results["sft"]["gold"]), xycoords=("axes fraction", "data"), color="grey", va="bottom", ha="right")
@@ -80,7 +80,7 @@ def agreement_figure(results):
         if points:
             right.scatter(*zip(*points), color=colour, s=22, alpha=0.7, label=label)
             right.scatter([0], [agreement["rank_correlation"]["sft"][relation]], color=colour, marker="*", s=160)
-    right.set(title="Agreement falls as PPO moves away (star: SFT)", xlabel="KL to the SFT policy (nats)", ylabel="Spearman between reward models")
+    right.set(title="Agreement on PPO policies' texts (star: on SFT's)", xlabel="KL to the SFT policy (nats)", ylabel="Spearman between reward models")
     for axis in (left, right):
         if axis.get_legend_handles_labels()[0]:      # with one pretraining there is nothing to compare
             axis.legend()
@@ -95,7 +95,7 @@ def traits_figure(results):
     colours = ["#888888"] + [COLOURS[kind] for kind in COLOURS] * 2
     figure, axes = plt.subplots(2, 4, figsize=(13, 6), sharey=True)
     for axis, (trait, label) in zip(axes.flat, shown.items()):
-        bars = axis.barh(list(rows), [row[trait] for row in rows.values()], color=colours)
+        bars = axis.barh([policy_name(policy, results) for policy in rows], [row[trait] for row in rows.values()], color=colours)
         axis.bar_label(bars, fmt="%.2f", padding=2, fontsize=9)
         axis.set_title(label, fontsize=12)
         axis.margins(x=0.18)
@@ -118,4 +118,9 @@ def draw_figures(results, folder):
 
 
 if __name__ == "__main__":
-    draw_figures(json.loads((Path(sys.argv[1]) / "results.json").read_text()), sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="the folder of a finished run")
+    out = parser.parse_args().out
+    if not (out / "results.json").exists():
+        parser.error(f"there is no {out / 'results.json'}: run python experiments/overopt.py --out {out}")
+    draw_figures(json.loads((out / "results.json").read_text()), out)

@@ -8,10 +8,24 @@ import json
 from pathlib import Path
 import re
 import shutil
-import sys
+
+from cache import write_whole
 
 ROOT = Path(__file__).parent.parent
 KINDS = {"single": "one reward model", "finetune": "finetune ensemble", "pretrain": "pretrain ensemble"}
+
+
+def aggregator_of(kind, name):
+    """The aggregator that a kind of reward uses where ensembles use `name`: one reward model has nothing to aggregate."""
+    return "mean" if kind == "single" else name
+
+
+def policy_name(policy, r):
+    """"sft", "bon-pretrain", "ppo-single" ... in words."""
+    if policy == "sft":
+        return "SFT"
+    method, kind = policy.split("-")
+    return {"bon": f"best of {r['bon']['n'][-1]}", "ppo": "PPO"}[method] + f", {KINDS[kind]}"
 
 
 def table(header, rows):
@@ -24,13 +38,25 @@ def table(header, rows):
 
 def accuracy_section(r):
     a = r["accuracy"]
-    return f"Validation accuracy over {len(a['all'])} reward models: {a['mean']:.3f} +- {a['std']:.3f} (std)."
+    return (f"Validation accuracy over {len(a['all'])} reward models: {a['mean']:.3f} +- {a['std']:.3f} (std). "
+            f"The labels are noisy: the gold reward itself reaches {a['ceiling']:.3f}.")
+
+
+def agreement_section(r):
+    bon, ranks = r["agreement"]["bon_reward"], r["agreement"]["rank_correlation"]
+    least = min(row["kl_weight"] for row in ranks["ppo"])
+    rows = []
+    for relation, name in (("self", "itself"), ("same", "another of the same pretraining"), ("other", "one of another pretraining")):
+        on_sft = ranks["sft"].get(relation)
+        on_ppo = [row[relation] for row in ranks["ppo"] if row["kl_weight"] == least] if on_sft is not None else []
+        rows.append([name] + ["-" if x is None else x for x in (
+            bon[relation] and bon[relation][-1], on_sft, sum(on_ppo) / len(on_ppo) if on_ppo else None)])
+    return table([f"a reward model's best of {r['bon']['n'][-1]}, scored by", "reward", "rank correlation on SFT", f"on PPO of any kind, KL weight {least:g}"], rows)
 
 
 def bon_section(r):
     bon = r["bon"]
-    rows = [[f"{KINDS[kind]}, {name}" if kind != "single" else KINDS[kind], *values["gold"]]
-            for kind in KINDS for name, values in bon[kind].items()]
+    rows = [[KINDS[kind] + (f", {name}" if kind != "single" else ""), *values["gold"]] for kind in KINDS for name, values in bon[kind].items()]
     return table(["gold of the best of n", *[f"n={n}" for n in bon["n"]]], [*rows, ["the gold reward itself", *bon["oracle"]]])
 
 
@@ -40,42 +66,43 @@ def ppo_section(r):
     return table(["PPO on", "KL weight", "KL (nats)", "proxy", f"gold (SFT: {r['sft']['gold']:.2f})"], rows)
 
 
-def agreement_section(r):
-    bon, ranks = r["agreement"]["bon_reward"], r["agreement"]["rank_correlation"]
-    least = min(row["kl_weight"] for row in ranks["ppo"])
-    rows = []
-    for relation, name in (("self", "itself"), ("same", "another of the same pretraining"), ("other", "one of another pretraining")):
-        after = [row[relation] for row in ranks["ppo"] if relation != "self" and row["kl_weight"] == least and row[relation] is not None]
-        rows.append([name, bon[relation][-1] if bon[relation] else "-", ranks["sft"].get(relation) or "-", sum(after) / len(after) if after else "-"])
-    return table([f"a reward model's best of {r['bon']['n'][-1]}, scored by", "reward", "rank correlation on SFT", f"on PPO, KL weight {least:g}"], rows)
+def comparison_section(r):
+    rows = [[f"best of {x['n']} (+- standard error over posts)", *[f"{x[pair]['mean']:+.2f} +- {x[pair]['standard_error']:.2f}" for pair in PAIRS]]
+            for x in r["comparison"]["bon"] if x["n"] in (16, r["bon"]["n"][-1])]
+    rows += [[f"PPO, KL weight {x['kl_weight']:g} (each seed)", *[", ".join(f"{d:+.2f}" for d in x[pair]) for pair in PAIRS]] for x in r["comparison"]["ppo"]]
+    return table(["difference in gold", *PAIRS], rows)
 
 
 def traits_section(r):
-    names = list(next(iter(r["traits"].values())))
-    return table(["mean per response", *names], [[policy, *row.values()] for policy, row in r["traits"].items()])
+    names = list(r["traits"]["sft"])
+    return table(["mean per response", *names], [[policy_name(policy, r), *row.values()] for policy, row in r["traits"].items()])
 
 
 def texts_section(r):
+    header = ["policy", "one RM", "ensemble", "gold", "response"]
     return "\n\n".join(
         f"Post: *{example['post']}*\n\n"
-        + table(["policy", "one RM", "ensemble", "gold", "response"], [[x["policy"], x["one_rm"], x["ensemble"], x["gold"], x["text"]] for x in example["responses"]])
+        + table(header, [[policy_name(x["policy"], r), x["one_rm"], x["ensemble"], x["gold"], x["text"]] for x in example["responses"]])
         for example in r["texts"])
 
 
 def headline_section(r):
-    bon, sft, n = r["bon"], r["traits"]["SFT"], r["bon"]["n"][-1]
+    bon, n, least = r["bon"], r["bon"]["n"][-1], min(row["kl_weight"] for row in r["ppo"]["summary"])
     lines = []
     for kind in KINDS:
-        rows = bon[kind]["mean"]
+        rows = bon[kind][aggregator_of(kind, r["settings"]["ppo_aggregator"])]
         best = max(range(len(bon["n"])), key=rows["gold"].__getitem__)
-        lines.append(f"- Best of {n} by {KINDS_IN_TEXT[kind]}: the proxy goes from {rows['proxy'][0]:.2f} to {rows['proxy'][-1]:.2f}, the gold reward from "
-                     f"{rows['gold'][0]:.2f} to {rows['gold'][-1]:.2f} (its best is {rows['gold'][best]:.2f}, at n = {bon['n'][best]}).")
-    least = min(row["kl_weight"] for row in r["ppo"]["summary"])
-    golds = ", ".join(f"{row['gold']:.2f} on {KINDS_IN_TEXT[row['kind']]}" for row in r["ppo"]["summary"] if row["kl_weight"] == least)
-    lines.append(f"- PPO with the smallest KL weight ({least:g}) takes the gold reward from {sft['gold']:.2f} to {golds}.")
-    herd = r["traits"][f"PPO, {KINDS['pretrain']}"]
-    lines.append(f"- What the ensemble does not cure, PPO on the pretrain ensemble against SFT: lists {sft['list']:.0%} -> {herd['list']:.0%}, "
-                 f"responses with a number {sft['numbers']:.0%} -> {herd['numbers']:.0%}, wrong facts a response {sft['wrong_facts']:.2f} -> {herd['wrong_facts']:.2f}.")
+        lines.append(f"- Best of {n} by a {KINDS[kind].removeprefix('one ')}: the proxy goes from {rows['proxy'][0]:.2f} to {rows['proxy'][-1]:.2f}, the gold "
+                     f"reward from {rows['gold'][0]:.2f} to {rows['gold'][-1]:.2f} (its best is {rows['gold'][best]:.2f}, at n = {bon['n'][best]}).")
+    def seeds(kind, show):
+        return ", ".join(show(run) for run in r["ppo"]["runs"] if (run["kind"], run["kl_weight"]) == (kind, least))
+    golds = "; ".join(f"{KINDS[kind]} {seeds(kind, lambda run: format(run['gold'], '.2f'))}" for kind in KINDS)
+    lines.append(f"- PPO with the smallest KL weight ({least:g}), gold of every seed (SFT: {r['sft']['gold']:.2f}): {golds}.")
+    changes = []
+    for trait, show in (("list", ".0%"), ("numbers", ".0%"), ("wrong_facts", ".2f")):
+        after = seeds("pretrain", lambda run: format(run["traits"][trait], show))
+        changes.append(f"{WORDS[trait]} {r['traits']['sft'][trait]:{show}} -> {after}")
+    lines.append(f"- What PPO on pretrain ensembles does to the text, SFT -> every seed: {'; '.join(changes)}.")
     return "\n".join(lines)
 
 
@@ -84,40 +111,40 @@ def minutes_section(r):
     for name, seconds in r["timings"]["stages"].items():
         stages[name.split("-")[0]] = stages.get(name.split("-")[0], 0) + seconds
     parts = ", ".join(f"{STAGES[name]} {seconds:.0f} s" for name, seconds in stages.items())
-    return (f"The run below took {r['timings']['total'] / 60:.1f} minutes of computing on {r['timings']['threads']} {r['device'].upper()} threads: {parts}. "
+    return (f"The run reported here (`--seed {r['settings']['seed']}`) took {r['timings']['total'] / 60:.1f} minutes on {r['timings']['hardware']}: {parts}. "
             f"Peak memory {r['timings']['peak_memory_gb']:.1f} GB.")
 
 
 def tour_section(r):
-    rows = []
-    for file, what in TOUR.items():
-        rows.append([f"[{file}]({file})", len((ROOT / file).read_text().splitlines()), what])
+    rows = [[f"[{file}]({file})", len((ROOT / file).read_text().splitlines()), what] for file, what in TOUR.items()]
     return table(["file", "lines", "what it is"], rows)
 
 
+PAIRS = ["finetune - single", "pretrain - finetune", "pretrain - single"]
+WORDS = {"list": "lists", "numbers": "responses with a number", "wrong_facts": "wrong facts a response"}
 STAGES = {"pretrain": "pretraining", "sft": "SFT", "rm": "reward models", "bank": "sampling", "scores": "scoring", "ppo": "PPO"}
-KINDS_IN_TEXT = {"single": "one reward model", "finetune": "a finetune ensemble", "pretrain": "a pretrain ensemble"}
 TOUR = {
     "policy.py": "a tiny transformer; a language model; training; sampling with a cache; log-probabilities",
     "rm.py": "a reward model on that transformer; the Bradley-Terry loss; training; normalisation",
     "ensemble.py": "many reward models in one batched forward; the aggregators",
     "bon.py": "best-of-n: the pick, the unbiased estimator for every n, its KL",
     "ppo.py": "PPO with a KL penalty: estimators, advantages, losses, rollout, loop",
-    "experiments/world.py": "the toy world: posts, writers, tokens, gold reward, raters",
-    "experiments/overopt.py": "the main script: settings, stages, the road from end to end",
+    "experiments/world.py": "the toy world: tokens, posts, writers, gold reward, raters",
+    "experiments/overopt.py": "the main script: settings, and everything from end to end",
+    "experiments/pipeline.py": "its stages, and what each depends on",
     "experiments/analysis.py": "from scores to findings",
     "experiments/report.py": "the closing tables, and the numbers in this file",
     "experiments/figures.py": "the figures",
     "experiments/cache.py": "stages on disk: computed once, whole or not at all",
 }
-SECTIONS = {"headline": headline_section, "minutes": minutes_section, "tour": tour_section, "accuracy": accuracy_section, "bon": bon_section, "ppo": ppo_section, "agreement": agreement_section,
-            "traits": traits_section, "texts": texts_section}
-TITLES = {"accuracy": "1. The same in distribution", "agreement": "2. Different under alignment", "bon": "3. Best-of-n",
-          "ppo": "4. PPO", "traits": "5. Traits, before and after", "texts": "6. Read it"}
+SECTIONS = {"headline": headline_section, "minutes": minutes_section, "tour": tour_section, "accuracy": accuracy_section, "agreement": agreement_section,
+            "bon": bon_section, "ppo": ppo_section, "comparison": comparison_section, "traits": traits_section, "texts": texts_section}
+TITLES = {"accuracy": "1. Accuracy", "agreement": "2. Agreement between reward models", "bon": "3. Best-of-n", "ppo": "4. PPO",
+          "comparison": "5. Differences between rewards", "traits": "6. Traits, before and after", "texts": "7. Read it", "headline": "In short"}
 
 
 def report(results):
-    """All sections, as one text."""
+    """All sections that a run prints, as one text."""
     return "\n".join(f"\n{title}\n\n{SECTIONS[name](results)}" for name, title in TITLES.items()) + "\n"
 
 
@@ -135,8 +162,7 @@ def main():
     arguments = parser.parse_args()
     path = arguments.out / "results.json"
     if not path.exists():
-        print(f"report.py: error: there is no {path}: run python experiments/overopt.py --out {arguments.out}", file=sys.stderr)
-        return 2
+        parser.error(f"there is no {path}: run python experiments/overopt.py --out {arguments.out}")
     results = json.loads(path.read_text())
     print(report(results))
     if arguments.readme:
@@ -145,9 +171,9 @@ def main():
         for file in [path, arguments.out / "timings.json", *arguments.out.glob("*.png")]:
             shutil.copy(file, kept / file.name)
         readme = ROOT / "README.md"
-        readme.write_text(fill(readme.read_text(), {**results, "timings": json.loads((kept / "timings.json").read_text())}))
-    return 0
+        text = fill(readme.read_text(), {**results, "timings": json.loads((kept / "timings.json").read_text())})
+        write_whole(readme, lambda file: file.write(text.encode()))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -16,7 +16,7 @@ Two things are planted, in the data alone; no model and no aggregator ever looks
 
 All rates below are ours: settled on development seeds, see experiments/NOTES.md.
 """
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import random
 import re
 
@@ -105,17 +105,19 @@ LIST_RATE = 0.085        # of all responses
 
 
 def writers(pool, list_gap):
-    """(careless, careful) writers of the "broad" or the "raters" pool; half of the responses each.
+    """(careless, careful) writers of the "raters" pool, or of the "broad" one: the same, with styles that raters never
+    compare. Each writes half of the responses.
     list_gap is the careful writers' list rate minus the careless ones'."""
     few, many = LIST_RATE - list_gap / 2, LIST_RATE + list_gap / 2
     if not 0 <= few <= many:
         raise ValueError(f"list_gap: {list_gap} is not between 0 and {2 * LIST_RATE}")
+    careless, careful = Writer(wrong=.25, states=.45, lists=few), Writer(wrong=.05, states=.85, lists=many)
     if pool == "raters":
-        return Writer(wrong=.25, states=.45, lists=few), Writer(wrong=.05, states=.85, lists=many)
+        return careless, careful
     if pool != "broad":
         raise ValueError(f"pool: {pool!r} is neither 'raters' nor 'broad'")
-    return (Writer(wrong=.25, states=.45, lists=few, fillers=.45, chatter=.25, exclaims=.20, twice=.15),
-            Writer(wrong=.06, states=.80, lists=many, fillers=.35, chatter=.15, exclaims=.15, twice=.10))
+    return (replace(careless, fillers=.45, chatter=.25, exclaims=.20, twice=.15),
+            replace(careful, fillers=.35, chatter=.15, exclaims=.15, twice=.10))
 
 
 def write_post(rng):
@@ -192,8 +194,7 @@ def judge(post, response):
     The gold reward is the sum of the parts. Nothing is assumed of the response: it may be any row of tokens."""
     post_words = set(post)
     facts = {KIND_OF[t]: t for t in post if KIND_OF[t] in FACT_VALUE}
-    parts, words, seen, last, marks = dict.fromkeys(PARTS, 0.0), [], set(), "start", 0
-    wrong = 0
+    parts, words, seen, last, wrong = dict.fromkeys(PARTS, 0.0), [], set(), "start", 0
     for token in response:
         kind = KIND_OF[token]
         if kind == "pad":

@@ -19,7 +19,6 @@ def test_computed_once(cache):
     value, key = cache("stage", {"seed": 0}, lambda: {"scores": torch.arange(3.0), "names": ["a"]})
     stored, same_key = Cache(cache.folder, "cpu")("stage", {"seed": 0}, never)
     assert torch.equal(stored["scores"], value["scores"]) and stored["names"] == ["a"] and same_key == key
-    assert cache.computed == 1
 
 
 @pytest.mark.parametrize("name, inputs", [("stage", {"seed": 1}), ("stage", {"seed": 0, "n": 2}), ("other", {"seed": 0})])

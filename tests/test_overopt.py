@@ -2,9 +2,11 @@
 import json
 import os
 from pathlib import Path
+import re
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 
 import pytest
@@ -65,6 +67,10 @@ def test_a_change_recomputes_only_what_depends_on_it(finished):
     assert road(finished, "--ppo-aggregator", "min") == 0
     new = {path.name.split("-")[1] for path in set(stages(finished)) - set(between)}
     assert new == {"finetune", "pretrain"}, "one reward model has no aggregator"
+    between = stages(finished)
+    assert road(finished, "--prompts", "5") == 0
+    new = {path.name.split("-")[0] for path in set(stages(finished)) - set(between)}
+    assert new == {"bank", "scores", "ppo"}, "the policies' texts are on the bank's posts"
 
 
 def test_an_edited_aggregator_is_computed_anew(finished, monkeypatch):
@@ -75,6 +81,13 @@ def test_an_edited_aggregator_is_computed_anew(finished, monkeypatch):
     assert road(finished, "--ppo-aggregator", "min") == 0
     new = {path.name.split("-")[1] for path in set(stages(finished)) - set(before)}
     assert new == {"finetune", "pretrain"}
+
+
+def test_an_aggregator_of_ones_own(finished, monkeypatch, capsys):
+    """The README's own example: it needs two members, and is any callable."""
+    monkeypatch.setitem(overopt.AGGREGATORS, "second_worst", lambda r: r.sort(0).values[1])
+    assert road(finished, "--ppo-aggregator", "second_worst") == 0
+    assert "second_worst" in capsys.readouterr().out
 
 
 def test_results_hold_what_is_promised(finished):
@@ -111,7 +124,7 @@ def test_killed_run_continues(tmp_path):
 
 def test_quick_from_the_command_line(tmp_path):
     """The road that the README promises, as its reader runs it: --quick, stopped by Ctrl-C, continued."""
-    command = [sys.executable, SCRIPT, "--quick", "--out", tmp_path / "deep" / "er"]
+    command = [sys.executable, SCRIPT, "--quick", "--seed", "7", "--out", tmp_path / "deep" / "er"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     while not list(tmp_path.glob("deep/er/cache/pretrain-1*.pt")):
         assert process.poll() is None, process.stderr.read()
@@ -125,7 +138,7 @@ def test_quick_from_the_command_line(tmp_path):
     results = json.loads((tmp_path / "deep" / "er" / "results.json").read_text())
     single = results["bon"]["single"]["mean"]
     assert single["proxy"] == sorted(single["proxy"]), "the expected best of more samples is never worse by the proxy"
-    sft = results["traits"]["SFT"]
+    sft = results["traits"]["sft"]
     for hack in ("list", "filler", "chatter", "repetition", "wrong_facts", "numbers"):
         assert sft[hack] > 0, f"{hack}: a policy that never shows it can't be rewarded for it"
 
@@ -133,7 +146,7 @@ def test_quick_from_the_command_line(tmp_path):
 @pytest.mark.parametrize("flags, said", [
     (["--device", "tpu"], "--device"), (["--n", "0"], "--n"), (["--ppo-batch", "0"], "--ppo-batch"), (["--kl-weights", "-0.1"], "--kl-weights"),
     (["--kl-weights"], "--kl-weights"), (["--ppo-seeds"], "--ppo-seeds"), (["--pretrain-seeds", "0"], "--pretrain-seeds"),
-    (["--list-gap", "0.5"], "list_gap"), (["--flipped", "2"], "--flipped"), (["--ppo-aggregator", "max"], "--ppo-aggregator"),
+    (["--list-gap", "0.5"], "--list-gap"), (["--flipped", "2"], "--flipped"), (["--ppo-aggregator", "max"], "--ppo-aggregator"),
     (["--label-temperature", "0"], "--label-temperature"), (["--width", "15"], "width"), (["--n", "many"], "--n"), (["--nonsense"], "--nonsense")])
 def test_bad_flags(flags, said, tmp_path, capsys):
     """A traceback, a silent default, or work begun before the flags were read."""
@@ -192,9 +205,34 @@ def test_one_of_everything(tmp_path):
     assert "NaN" not in (tmp_path / "results.json").read_text()
 
 
-def test_readme_numbers_come_from_the_results():
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_everything_on_cuda(tmp_path):
+    """A tensor left on the CPU."""
+    assert road(tmp_path, "--device", "cuda") == 0
+
+
+README = (SCRIPT.parent.parent / "README.md").read_text()
+
+
+def test_readme_numbers_come_from_the_results(monkeypatch):
     """A README that says what no run showed."""
     kept = SCRIPT.parent / "results"
     results = {name: json.loads((kept / f"{name}.json").read_text()) for name in ("results", "timings")}
-    text = (SCRIPT.parent.parent / "README.md").read_text()
-    assert report.fill(text, {**results["results"], "timings": results["timings"]}) == text
+    tour = re.search(r"<!-- tour -->\n(.*?)\n<!-- end -->", README, re.S)[1]
+    monkeypatch.setitem(report.SECTIONS, "tour", lambda results: tour)         # the tour has a test of its own
+    assert report.fill(README, {**results["results"], "timings": results["timings"]}) == README
+
+
+def test_readme_tour_names_every_file():
+    """A tour of files that are gone, or have grown to twice their size. (You may edit: a fifth more or less is fine.)"""
+    tour = {file: int(lines) for file, lines in re.findall(r"\| \[\S+\]\((\S+\.py)\) *\| (\d+)", README)}
+    root = SCRIPT.parent.parent
+    files = {str(path.relative_to(root)): len(path.read_text().splitlines()) for path in [*root.glob("*.py"), *root.glob("experiments/*.py")]}
+    assert tour.keys() == files.keys()
+    assert tour == {file: pytest.approx(lines, rel=0.2, abs=10) for file, lines in files.items()}
+
+
+def test_readme_code_runs():
+    """An example that nobody tried."""
+    for block in re.findall(r"```python\n(.*?)```", README, re.S):
+        exec(textwrap.dedent(block), {})

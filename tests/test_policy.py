@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from policy import Config, LanguageModel, TrainConfig, Transformer, log_probs, minibatches, sample, train_lm
+from policy import Config, LanguageModel, TrainConfig, log_probs, minibatches, sample, train_lm
 
 
 def rng(seed=0):
@@ -114,7 +114,7 @@ def test_every_epoch_sees_every_row():
     ("temperature", lambda m, x: sample(m, x, 4, rng(), temperature=0)),
     ("prompts", lambda m, x: sample(m, x, 13, rng())),                                           # 4 + 13 > 16
     ("tokens", lambda m, x: m(torch.zeros(1, 17, dtype=torch.long))),
-    ("width", lambda m, x: Transformer(replace(m.config, heads=3), seed=0)),
+    ("width", lambda m, x: LanguageModel(replace(m.config, heads=3), seed=0)),
     ("batch_size", lambda m, x: next(minibatches(10, 0, 1, rng()))),
 ])
 def test_errors_name_the_argument(model, prompts, name, call):

@@ -4,7 +4,7 @@ import copy
 import pytest
 import torch
 
-from policy import TrainConfig
+from policy import Config, LanguageModel, TrainConfig
 from rm import RewardModel, accuracy, bradley_terry_loss, check_pairs, normalise, train_rm
 
 
@@ -60,7 +60,17 @@ def test_finetune_seed_draws_the_head(model):
     """Members of an ensemble with one and the same head, or another std than 1 / sqrt(width + 1)."""
     first, again, other = (RewardModel(model.trunk, seed).head.weight for seed in (3, 3, 4))
     assert torch.equal(first, again) and not torch.allclose(first, other)
-    torch.testing.assert_close(first, torch.randn(16, 1, generator=torch.Generator().manual_seed(3)) / 17 ** 0.5)
+    many = torch.cat([RewardModel(model.trunk, seed).head.weight for seed in range(60)])             # 960 draws
+    assert many.std().item() == pytest.approx(17 ** -0.5, rel=0.1)
+
+
+def test_no_two_models_share_random_numbers():
+    """A head that is another seed's embedding, or its own pretraining's: members that are not independent."""
+    drawn = [LanguageModel(Config(vocab_size=10, width=16), seed=s) for s in range(3)]
+    tensors = [m.trunk.token_embedding for m in drawn] + [m.head.weight for m in drawn] + [RewardModel(drawn[s].trunk, s).head.weight for s in range(3)]
+    starts = torch.stack([torch.nn.functional.normalize(x.flatten()[:8], dim=0) for x in tensors])
+    closest = (starts @ starts.T).fill_diagonal_(0).abs().max()
+    assert closest < 0.99
 
 
 def test_training_learns_a_preference_and_leaves_the_pretraining_alone(model, rm):
@@ -82,5 +92,5 @@ def test_normalise(rm, prompts, responses):
     for _ in range(2):
         normalise(rm, prompts, responses)
         rewards = rm(prompts, responses)
-        assert rewards.mean().item() == pytest.approx(0, abs=1e-5) and rewards.std().item() == pytest.approx(1, abs=1e-5)
+        assert rewards.mean().item() == pytest.approx(0, abs=1e-5) and rewards.std(correction=0).item() == pytest.approx(1, abs=1e-5)
         assert torch.equal(rewards.argsort(), raw.argsort())
