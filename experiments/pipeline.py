@@ -134,7 +134,8 @@ class Pipeline:
             config = PPOConfig(beta=beta, updates=s.ppo_updates, batch_size=s.ppo_batch, max_new_tokens=world.RESPONSE_LENGTH,
                                minibatch_size=max(1, s.ppo_batch // 2), seed=self.seed_for("ppo", seed))
             prompts = world.sample_posts(4096, self.seed_for("ppo posts")).to(self.device)
-            records = ppo(policy, Ensemble(members, aggregator), prompts, config, world.gold, label=f"PPO {kind} {seed}, KL weight {beta}")
+            records = ppo(policy, Ensemble(members, aggregator), prompts, config, world.gold, world.traits,
+                          label=f"PPO {kind} {seed}, KL weight {beta}")
             curve = [{k: v for k, v in record.items() if k not in ("prompts", "responses")} for record in records]
             responses = sample(policy, posts, world.RESPONSE_LENGTH, self.generator("ppo evaluation", seed))
             with torch.no_grad():

@@ -106,8 +106,7 @@ LIST_RATE = 0.085        # of all responses
 
 def writers(pool, list_gap):
     """(careless, careful) writers of the "raters" pool, or of the "broad" one: the same, with styles that raters never
-    compare. Each writes half of the responses.
-    list_gap is the careful writers' list rate minus the careless ones'."""
+    compare. Each of the two writes half of the responses. list_gap: the careful one's list rate minus the careless one's."""
     few, many = LIST_RATE - list_gap / 2, LIST_RATE + list_gap / 2
     if not 0 <= few <= many:
         raise ValueError(f"list_gap: {list_gap} is not between 0 and {2 * LIST_RATE}")
@@ -241,6 +240,11 @@ def judge_rows(prompts, responses):
     rows = [judge(post, response) for post, response in zip(prompts.tolist(), responses.tolist())]
     return tuple({key: torch.tensor([float(row[i][key]) for row in rows]) for key in names}
                  for i, names in enumerate((PARTS, TRAITS)))
+
+
+def traits(prompts, responses):
+    """The responses' traits alone, for PPO's log: {name: (B,)}."""
+    return judge_rows(prompts, responses)[1]
 
 
 def gold(prompts, responses):
