@@ -5,11 +5,13 @@ From one bank of N samples a prompt comes the *expected* result for every n <= N
     proxy, gold                                    # (prompts, N) each: scores of the same samples
     expected_best_of_n(proxy, gold, [1, 4, 16])    # (prompts, 3): gold of the best of n by proxy
 """
+import functools
 from math import comb, log
 
 import numpy as np
 
 
+@functools.cache
 def bon_weights(N, n):
     """Chance that the sample of rank i (i = 1 is the worst of N) is the best of a random n-subset:
     C(i - 1, n - 1) / C(N, n), as an array of N. bon_weights(3, 2) == [0, 1/3, 2/3].
@@ -17,7 +19,8 @@ def bon_weights(N, n):
     Exact: the binomials are Python integers, divided once."""
     if not 1 <= n <= N:
         raise ValueError(f"n: {n} is not between 1 and the {N} samples of a prompt")
-    return np.array([comb(i - 1, n - 1) / comb(N, n) for i in range(1, N + 1)])
+    subsets = comb(N, n)
+    return np.array([comb(i - 1, n - 1) / subsets for i in range(1, N + 1)])
 
 
 def ascending(proxy):

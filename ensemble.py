@@ -1,7 +1,7 @@
 """M reward models as one: a batched forward, and the aggregators that make one reward of M.
 
     ensemble = Ensemble(rms, "mean_minus_std")
-    ensemble.scores(prompts, responses)            # (M, B), one forward for all members
+    ensemble.scores(prompts, responses)            # (M, B): every member's reward
     ensemble(prompts, responses)                   # (B,): a reward function, like any other
 
 The members' parameters are stacked along a leading axis and put into one module, whose forward pass
@@ -15,13 +15,20 @@ from torch.func import functional_call, stack_module_state
 
 from policy import trim
 
-# An aggregator is any pure function (M, ...) -> (...) over the member axis. Add yours: one line.
+# An aggregator is any pure function (M, ...) -> (...) over the member axis. Add yours: one line. (torch's max, min, median
+# and sort return pairs along an axis: take their .values.)
 AGGREGATORS = {
     "mean": lambda r: r.mean(0),
     "median": lambda r: r.quantile(0.5, dim=0),
     "min": lambda r: r.amin(0),
     "mean_minus_std": lambda r: r.mean(0) - r.std(0, correction=0),     # correction=0: one member has std 0
 }
+
+
+def aggregate(aggregator, rewards):
+    """(M, ...) -> (...), by an aggregator's name or by any function. One member has nothing to aggregate."""
+    function = aggregator if callable(aggregator) else AGGREGATORS[aggregator]
+    return rewards[0] if len(rewards) == 1 else function(rewards)
 
 
 class Ensemble:
@@ -33,7 +40,7 @@ class Ensemble:
             raise ValueError("rms: an ensemble needs at least one member")
         if not callable(aggregator) and aggregator not in AGGREGATORS:
             raise ValueError(f"aggregator: {aggregator!r} is no function and none of {', '.join(AGGREGATORS)}")
-        self.aggregate = aggregator if callable(aggregator) else AGGREGATORS[aggregator]
+        self.aggregator = aggregator
         self.rms = rms
         self.config = rms[0].config
         self.parameters, self.buffers = stack_module_state(rms)
@@ -62,7 +69,7 @@ class Ensemble:
         return torch.cat(scores, 1)[:, order.argsort()]
 
     def __call__(self, prompts, responses):
-        return self.aggregate(self.scores(prompts, responses))
+        return aggregate(self.aggregator, self.scores(prompts, responses))
 
 
 def finetune_ensembles(pretrain_seeds, finetune_seeds):

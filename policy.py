@@ -47,6 +47,10 @@ class TrainConfig:
     weight_decay: float = 0.01
     clip: float = 1.0          # largest norm of a gradient
 
+    def __post_init__(self):
+        if self.steps < 1:
+            raise ValueError(f"steps: {self.steps} is below 1")
+
 
 class Linear(nn.Module):
     """x @ weight + bias, for x (N, in) and weight (in, out), or (M, N, in) and (M, in, out)."""
@@ -200,16 +204,6 @@ def trim(tokens, pad):
     return tokens[:, :max(1, int((tokens != pad).sum(1).max()))]
 
 
-def optimizer_and_schedule(parameters, config):
-    """AdamW with a linear warm-up and a cosine decay to zero over config.steps."""
-    if config.steps < 1:
-        raise ValueError(f"steps: {config.steps} is below 1")
-    optimizer = torch.optim.AdamW(parameters, config.lr, betas=(0.9, 0.98), weight_decay=config.weight_decay)
-    warm = max(1, round(config.warmup * config.steps))
-    scale = lambda step: min((step + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * step / config.steps))
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, scale)
-
-
 def minibatches(rows, batch_size, steps, generator):
     """Yield `steps` index tensors: epoch after epoch, each a fresh shuffle of all rows."""
     for name, value in (("rows", rows), ("batch_size", batch_size)):
@@ -223,20 +217,16 @@ def minibatches(rows, batch_size, steps, generator):
         order = order[batch_size:]
 
 
-def train_lm(model, texts, config, seed, prompt_length=1, label="language model"):
-    """Next-token training in place: pretraining (all tokens) and SFT (the response's tokens) alike.
-
-    texts (N, T), right-padded; the loss is the mean over real tokens at positions >= prompt_length.
-    `seed` sets the order of the data. Returns the loss of every step, in nats a token."""
-    if not 1 <= prompt_length < texts.shape[1]:
-        raise ValueError(f"prompt_length: {prompt_length} is not between 1 and the {texts.shape[1] - 1} tokens before a text's last")
-    optimizer, schedule = optimizer_and_schedule(model.parameters(), config)
-    pad, losses = model.config.pad, []
-    batches = minibatches(len(texts), config.batch_size, config.steps, torch.Generator().manual_seed(seed))
-    for rows in tqdm(batches, label, total=config.steps, leave=False, disable=None):
-        batch = trim(texts[rows.to(texts.device)], pad)
-        loss = -log_probs(model, batch[:, :prompt_length], batch[:, prompt_length:]).sum()
-        loss = loss / (batch[:, prompt_length:] != pad).sum()
+def train(model, loss_of, rows, config, seed, label):
+    """The loop that language and reward models share: minimise loss_of(index of a minibatch) -> scalar, over `rows` rows of
+    data in an order that `seed` sets. AdamW; linear warm-up, then a cosine to zero. Returns the loss of every step."""
+    optimizer = torch.optim.AdamW(model.parameters(), config.lr, betas=(0.9, 0.98), weight_decay=config.weight_decay)
+    warm = max(1, round(config.warmup * config.steps))
+    scale = lambda step: min((step + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * step / config.steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, scale)
+    batches, losses = minibatches(rows, config.batch_size, config.steps, torch.Generator().manual_seed(seed)), []
+    for batch in tqdm(batches, label, total=config.steps, leave=False, disable=None):
+        loss = loss_of(batch)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), config.clip)
@@ -244,3 +234,18 @@ def train_lm(model, texts, config, seed, prompt_length=1, label="language model"
         schedule.step()
         losses.append(loss.detach())
     return torch.stack(losses).cpu()
+
+
+def train_lm(model, texts, config, seed, prompt_length=1, label="language model"):
+    """Next-token training in place: pretraining (all tokens) and SFT (the response's tokens) alike.
+
+    texts (N, T), right-padded; the loss is the mean over real tokens at positions >= prompt_length, in nats a token.
+    `seed` sets the order of the data. Returns the loss of every step."""
+    if not 1 <= prompt_length < texts.shape[1]:
+        raise ValueError(f"prompt_length: {prompt_length} is not between 1 and the {texts.shape[1] - 1} tokens before a text's last")
+
+    def loss_of(batch):
+        prompts, responses = trim(texts[batch.to(texts.device)], model.config.pad).tensor_split([prompt_length], 1)
+        return -log_probs(model, prompts, responses).sum() / (responses != model.config.pad).sum()
+
+    return train(model, loss_of, len(texts), config, seed, label)

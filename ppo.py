@@ -4,7 +4,8 @@
         print(record["kl"], record["proxy"], record["gold"])
 
 reward(prompts (B, P), responses (B, R)) -> (B,) is all that PPO knows of rewards: one RM, an ensemble,
-the gold reward, or `lambda prompts, responses: (responses == 7).any(1).float()`.
+the gold reward, or `lambda prompts, responses: (responses == 7).any(1).float()`. R is the longest response of
+that batch: rows end with EOS, unless they ran out of room, then PAD.
 
 It maximises E[reward] - beta * KL(policy || frozen starting policy); the paper calls beta lambda. One
 token is one action: each pays its share of the KL, and the score arrives with the last one.
@@ -182,7 +183,7 @@ def ppo(policy, reward, prompts, config, gold=None, traits=None, label="ppo"):
         try:
             batch = rollout(model, reference, reward, prompts[rows], config, generator)
         except ValueError as error:
-            raise ValueError(f"update {update}: {error}") from None
+            raise ValueError(f"update {update}: {error}") from error
         statistics = []
         for _ in range(config.epochs):
             for mb_rows in torch.randperm(config.batch_size, generator=shuffle).to(device).split(config.minibatch_size):
@@ -205,4 +206,4 @@ def record_of(update, batch, statistics, gold, traits):
         "explained_variance": explained_variance(batch["values"], batch["returns"], mask),
         **{name: torch.stack([s[name].detach() for s in statistics]) for name in statistics[0]},
         **({"gold": gold(*seen)} if gold else {}), **(traits(*seen) if traits else {})}
-    return {"update": update, **{name: x.mean().item() for name, x in numbers.items()}, "prompts": seen[0], "responses": seen[1]}
+    return {"update": update, **{name: torch.as_tensor(x).float().mean().item() for name, x in numbers.items()}, "prompts": seen[0], "responses": seen[1]}

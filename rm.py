@@ -12,9 +12,8 @@ import copy
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm import tqdm
 
-from policy import Linear, minibatches, optimizer_and_schedule, trim
+from policy import Linear, train, trim
 
 
 class RewardModel(nn.Module):
@@ -64,20 +63,13 @@ def train_rm(rm, prompts, chosen, rejected, config, seed, eta=0.01, label="rewar
     """Bradley-Terry training in place on N pairs (N, P), (N, R), (N, R); `seed` sets the data order.
     Returns the loss of every step, in nats a pair. ValueError on a pair of equal responses."""
     check_pairs(chosen, rejected)
-    optimizer, schedule = optimizer_and_schedule(rm.parameters(), config)
-    losses = []
-    batches = minibatches(len(prompts), config.batch_size, config.steps, torch.Generator().manual_seed(seed))
-    for rows in tqdm(batches, label, total=config.steps, leave=False, disable=None):
-        rows = rows.to(prompts.device)
-        both = trim(torch.cat([chosen[rows], rejected[rows]]), rm.config.pad)
-        loss = bradley_terry_loss(*rm(prompts[rows].repeat(2, 1), both).chunk(2), eta)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(rm.parameters(), config.clip)
-        optimizer.step()
-        schedule.step()
-        losses.append(loss.detach())
-    return torch.stack(losses).cpu()
+
+    def loss_of(pairs):
+        pairs = pairs.to(prompts.device)
+        both = trim(torch.cat([chosen[pairs], rejected[pairs]]), rm.config.pad)
+        return bradley_terry_loss(*rm(prompts[pairs].repeat(2, 1), both).chunk(2), eta)
+
+    return train(rm, loss_of, len(prompts), config, seed, label)
 
 
 def accuracy(chosen_rewards, rejected_rewards):

@@ -7,9 +7,10 @@ import numpy as np
 import torch
 
 from bon import best_of_n, bon_kl, expected_best_of_n
-from ensemble import AGGREGATORS
-from report import PAIRS, aggregator_of
+import ensemble
 import world
+
+PAIRS = ["finetune - single", "pretrain - finetune", "pretrain - single"]
 
 
 def rounded(x, digits=5):
@@ -24,8 +25,8 @@ def rounded(x, digits=5):
 
 
 def aggregate(name, scores):
-    """An aggregator of ensemble.py on a numpy array (M, ...) -> (...)."""
-    return AGGREGATORS[name](torch.from_numpy(scores)).numpy()
+    """ensemble.aggregate on a numpy array (M, ...) -> (...)."""
+    return ensemble.aggregate(name, torch.from_numpy(scores)).numpy()
 
 
 def powers_of_two(N):
@@ -49,12 +50,12 @@ def spearman(scores):
     return np.atleast_2d(np.corrcoef(scores.argsort(-1).argsort(-1)))
 
 
-def best_of_n_findings(scores, gold, groups, ns):
-    """Gold and proxy of the best of n, mean over posts and over the groups of a kind, for every aggregator."""
+def best_of_n_findings(scores, gold, groups, ns, aggregator):
+    """Gold and proxy of the best of n, mean over posts and over the groups of a kind, for every aggregator that makes a difference."""
     found = {"n": ns, "kl": [bon_kl(n) for n in ns], "oracle": expected_best_of_n(gold, gold, ns).mean(0)}
     for kind, choices in groups.items():
         found[kind] = {}
-        for name in AGGREGATORS if kind != "single" else ["mean"]:
+        for name in ensemble.AGGREGATORS if kind != "single" else [aggregator]:
             proxies = [aggregate(name, scores[members]) for members in choices]
             golds = np.array([expected_best_of_n(proxy, gold, ns).mean(0) for proxy in proxies])
             found[kind][name] = {"gold": golds.mean(0), "gold_std_over_groups": golds.std(0),
@@ -78,7 +79,7 @@ def agreement_findings(scores, runs, groups, ns):
 
 def run_findings(run, aggregator):
     """The numbers of one PPO run: final policy on the bank's posts, and the way there."""
-    proxy = aggregate(aggregator_of(run["kind"], aggregator), run["scores"][run["members"]])
+    proxy = aggregate(aggregator, run["scores"][run["members"]])
     return {**{k: run[k] for k in ("kind", "seed", "kl_weight", "members")}, "kl": run["kl"].mean(), "proxy": proxy.mean(),
             "gold": run["gold"].mean(), "traits": {k: x.mean() for k, x in run["traits"].items()},
             "parts": {k: x.mean() for k, x in run["parts"].items()},
@@ -98,7 +99,7 @@ def summary(found):
 def comparison(scores, gold, groups, ns, found, aggregator):
     """Differences in gold between the kinds: of best-of-n with their standard error over posts, of PPO seed by seed (the
     single RM of a seed is a member of both its ensembles)."""
-    per_post = {kind: np.mean([expected_best_of_n(aggregate(aggregator_of(kind, aggregator), scores[members]), gold, ns) for members in choices], 0)
+    per_post = {kind: np.mean([expected_best_of_n(aggregate(aggregator, scores[members]), gold, ns) for members in choices], 0)
                 for kind, choices in groups.items()}                                        # (posts, ns) each
     rows = {"bon": [{"n": n} for n in ns], "ppo": []}
     for pair in PAIRS:
@@ -118,7 +119,7 @@ def trait_findings(scores, traits, gold, groups, ns, found, aggregator):
     quantities, least = {**traits, "gold": gold}, min(r["kl_weight"] for r in found)
     rows = {"sft": {k: x.mean() for k, x in quantities.items()}}
     for kind, choices in groups.items():
-        proxies = [aggregate(aggregator_of(kind, aggregator), scores[members]) for members in choices]
+        proxies = [aggregate(aggregator, scores[members]) for members in choices]
         rows[f"bon-{kind}"] = {k: np.mean([expected_best_of_n(proxy, x, ns[-1:]) for proxy in proxies]) for k, x in quantities.items()}
     for kind in groups:
         mine = [{**r["traits"], "gold": r["gold"]} for r in found if (r["kind"], r["kl_weight"]) == (kind, least)]
@@ -147,18 +148,16 @@ def analyse(s, accuracies, ceiling, scores, bank, runs, groups):
     """All findings of a run, ready for JSON."""
     numbers = lambda table: {k: x.cpu().double().numpy() for k, x in table.items()}
     scores, parts, traits = scores.cpu().double().numpy(), numbers(bank["parts"]), numbers(bank["traits"])
-    gold, ns = sum(parts.values()), powers_of_two(s.n)
-    runs = [{**r, **numbers({k: r[k] for k in ("kl", "scores")}), "parts": numbers(r["parts"]), "traits": numbers(r["traits"])} for r in runs]
-    for r in runs:
-        r["gold"] = sum(r["parts"].values())
-    found = [run_findings(r, s.ppo_aggregator) for r in runs]
+    gold, ns = bank["gold"].cpu().double().numpy(), powers_of_two(s.n)
+    runs = [{**r, **numbers({k: r[k] for k in ("kl", "scores", "gold")}), "parts": numbers(r["parts"]), "traits": numbers(r["traits"])} for r in runs]
+    found = [run_findings(r, s.aggregator) for r in runs]
     return rounded({
         "accuracy": {"mean": np.mean(accuracies), "std": np.std(accuracies), "ceiling": ceiling, "all": accuracies},
         "sft": {"gold": gold.mean(), "parts": {k: x.mean() for k, x in parts.items()}},
-        "bon": best_of_n_findings(scores, gold, groups, ns),
+        "bon": best_of_n_findings(scores, gold, groups, ns, s.aggregator),
         "agreement": agreement_findings(scores, runs, groups, ns),
         "ppo": {"summary": summary(found), "runs": found},
-        "comparison": comparison(scores, gold, groups, ns, found, s.ppo_aggregator),
-        "traits": trait_findings(scores, traits, gold, groups, ns, found, s.ppo_aggregator),
-        "texts": texts(scores, gold, bank, runs, groups, s.ppo_aggregator),
+        "comparison": comparison(scores, gold, groups, ns, found, s.aggregator),
+        "traits": trait_findings(scores, traits, gold, groups, ns, found, s.aggregator),
+        "texts": texts(scores, gold, bank, runs, groups, s.aggregator),
     })

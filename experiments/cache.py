@@ -5,6 +5,7 @@ import inspect
 import json
 import os
 from pathlib import Path
+import sys
 import time
 from types import CodeType
 
@@ -43,6 +44,16 @@ def write_whole(path, write):
         part.unlink(missing_ok=True)
 
 
+def peak_memory_gb():
+    """Most memory that this process has held, in GB (0 where the system does not tell, as on Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return 0.0
+    unit = 1 if sys.platform == "darwin" else 1024          # bytes there, kilobytes elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
 class Cache:
     """cache(name, inputs, compute) -> (value, key): `compute()`'s value, or the file's if one was made before.
 
@@ -50,7 +61,7 @@ class Cache:
     tensors, numbers, strings and plain containers of them: what torch.load reads with weights_only=True."""
 
     def __init__(self, folder, device):
-        self.folder, self.device, self.seconds = Path(folder), device, {}
+        self.folder, self.device, self.seconds, self.peak_memory_gb = Path(folder), device, {}, 0.0
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def __call__(self, name, inputs, compute):
@@ -59,10 +70,11 @@ class Cache:
         if not path.exists():
             start = time.perf_counter()
             value = compute()
-            stored = {"key": key, "seconds": time.perf_counter() - start, "value": value}
+            stored = {"key": key, "seconds": time.perf_counter() - start, "peak_memory_gb": peak_memory_gb(), "value": value}
             write_whole(path, lambda file: torch.save(stored, file))
         stored = self.load(path, key)
         self.seconds[name] = stored["seconds"]
+        self.peak_memory_gb = max(self.peak_memory_gb, stored["peak_memory_gb"])
         return stored["value"], key
 
     def load(self, path, key):

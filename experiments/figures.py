@@ -1,4 +1,4 @@
-"""The figures of a run, from its results alone: draw_figures(results, folder) writes four PNG files.
+"""The figures of a run, from its results alone: draw_figures(results, folder) writes five PNG files.
 
     python experiments/figures.py runs/overopt        # draw them again from results.json
 """
@@ -13,7 +13,7 @@ matplotlib.use("Agg")              # files only: no window, no display needed
 import matplotlib.pyplot as plt
 
 from cache import write_whole
-from report import KINDS, aggregator_of, policy_name
+from report import KINDS, least_weight, policy_name
 
 COLOURS = {"single": "#d55e00", "finetune": "#e69f00", "pretrain": "#0072b2"}
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "font.size": 12,
@@ -28,10 +28,10 @@ def over_n(axis, ns):
 
 def best_of_n_figure(results):
     """Proxy and gold against n."""
-    bon, aggregator = results["bon"], results["settings"]["ppo_aggregator"]
+    bon, aggregator = results["bon"], results["settings"]["aggregator"]
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2))
     for kind, colour in COLOURS.items():
-        rows = bon[kind][aggregator_of(kind, aggregator)]
+        rows = bon[kind][aggregator]
         left.plot(bon["n"], rows["proxy"], "o-", color=colour, label=KINDS[kind])
         right.plot(bon["n"], rows["gold"], "o-", color=colour, label=KINDS[kind])
         low, high = ([g + sign * d for g, d in zip(rows["gold"], rows["gold_std_over_groups"])] for sign in (-1, 1))
@@ -46,10 +46,10 @@ def best_of_n_figure(results):
 
 def frontier_figure(results):
     """Gold against KL, for best-of-n (along its bound) and for PPO (measured)."""
-    bon, aggregator = results["bon"], results["settings"]["ppo_aggregator"]
+    bon, aggregator = results["bon"], results["settings"]["aggregator"]
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True)
     for kind, colour in COLOURS.items():
-        left.plot(bon["kl"], bon[kind][aggregator_of(kind, aggregator)]["gold"], "o-", color=colour, label=KINDS[kind])
+        left.plot(bon["kl"], bon[kind][aggregator]["gold"], "o-", color=colour, label=KINDS[kind])
         for run in results["ppo"]["runs"]:
             if run["kind"] == kind:
                 right.plot(run["kl"], run["gold"], ".", color=colour, alpha=0.45)
@@ -59,7 +59,7 @@ def frontier_figure(results):
         axis.axhline(results["sft"]["gold"], color="grey", linestyle=":")
     right.annotate("SFT", (1, results["sft"]["gold"]), xycoords=("axes fraction", "data"), color="grey", va="bottom", ha="right")
     left.set(title="Best-of-n", xlabel="KL to the SFT policy (bound, nats)", ylabel="gold reward")
-    right.set(title="PPO: a point a KL weight (small dots: seeds)", xlabel="KL to the SFT policy (measured, nats)")
+    right.set(title="PPO: one point per KL weight (dots: seeds)", xlabel="KL to the SFT policy (measured, nats)")
     left.legend()
     return figure
 
@@ -87,8 +87,23 @@ def agreement_figure(results):
     return figure
 
 
+def training_figure(results):
+    """Proxy and gold while PPO trains, with the smallest KL weight: one thin line per seed, their mean in bold."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2))
+    for kind, colour in COLOURS.items():
+        curves = [run["curve"] for run in results["ppo"]["runs"] if (run["kind"], run["kl_weight"]) == (kind, least_weight(results))]
+        for axis, reward in zip(axes, ("proxy", "gold")):
+            for curve in curves:
+                axis.plot(curve[reward], color=colour, alpha=0.3, linewidth=0.8)
+            axis.plot([sum(values) / len(values) for values in zip(*(curve[reward] for curve in curves))], color=colour, label=KINDS[kind])
+    for axis, name in zip(axes, ("Proxy: the reward that PPO gets", "Gold: the true reward")):
+        axis.set(title=f"{name} (KL weight {least_weight(results):g})", xlabel="update", ylabel="mean over the batch")
+    axes[0].legend()
+    return figure
+
+
 def traits_figure(results):
-    """Traits before and after: one panel a trait, one bar a policy."""
+    """Traits before and after: one panel per trait, one bar per policy."""
     rows = results["traits"]
     shown = {"list": "lists (share)", "numbers": "states a number (share)", "wrong_facts": "wrong facts", "length": "length (tokens)",
              "filler": "filler words", "chatter": "chatter words", "copied": "copied from the post (share)", "repetition": "repeated words"}
@@ -105,8 +120,9 @@ def traits_figure(results):
 
 
 def draw_figures(results, folder):
-    """Write bon.png, frontier.png, agreement.png and traits.png into the folder."""
-    figures = {"bon": best_of_n_figure, "frontier": frontier_figure, "agreement": agreement_figure, "traits": traits_figure}
+    """Write bon.png, frontier.png, training.png, agreement.png and traits.png into the folder."""
+    figures = {"bon": best_of_n_figure, "frontier": frontier_figure, "training": training_figure, "agreement": agreement_figure,
+               "traits": traits_figure}
     for name, draw in figures.items():
         with plt.rc_context(STYLE):
             figure = draw(results)

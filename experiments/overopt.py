@@ -24,9 +24,9 @@ import torch
 
 from analysis import analyse
 from cache import Cache, write_whole
-from ensemble import AGGREGATORS, finetune_ensembles, pretrain_ensembles
+from ensemble import AGGREGATORS, aggregate, finetune_ensembles, pretrain_ensembles
 from figures import draw_figures
-from pipeline import Pipeline
+from pipeline import VALIDATION_PAIRS, Pipeline
 from report import report
 from rm import accuracy
 import world
@@ -45,11 +45,11 @@ class Settings:
     layers: int = setting(2, "layers of every transformer")
     heads: int = setting(2, "attention heads of every transformer")
     pretrain_seeds: int = setting(5, "pretrainings for reward models; the policy has one of its own", 3)
-    pretrain_texts: int = setting(20000, "texts a pretraining reads", 8000)
+    pretrain_texts: int = setting(20000, "texts for each pretraining, and for SFT", 8000)
     pretrain_steps: int = setting(1200, "updates of a pretraining", 600)
     sft_steps: int = setting(200, "updates of supervised finetuning of the policy", 60)
     # preferences and reward models
-    finetune_seeds: int = setting(5, "reward models a pretraining", 3)
+    finetune_seeds: int = setting(5, "reward models for each pretraining", 3)
     pairs: int = setting(3000, "preference pairs for training", 1500)
     rm_epochs: int = setting(2, "passes over the pairs")
     eta: float = setting(0.01, "weight of the centring term of the Bradley-Terry loss")
@@ -58,18 +58,21 @@ class Settings:
     list_gap: float = setting(0.15, "careful minus careless writers' list rate; 0 is the control arm")
     coverage: float = setting(0.0, "share of the pairs whose responses show every style of the pretraining text")
     # best-of-n
-    prompts: int = setting(256, "posts in the best-of-n bank", 64)
-    n: int = setting(64, "samples a post in the bank")
+    prompts: int = setting(256, "posts that best-of-n and the finished PPO policies answer", 64)
+    n: int = setting(64, "samples per post, for best-of-n")
     # PPO
     kl_weights: tuple[float, ...] = setting((0.02, 0.05, 0.1, 0.2), "weights beta of the KL penalty, one run each", (0.02, 0.1))
-    ppo_seeds: tuple[int, ...] = setting((0, 1, 2), "PPO seeds; each also picks another reward model or ensemble", (0,))
-    ppo_aggregator: str = setting("mean", f"how PPO's ensembles aggregate: {', '.join(AGGREGATORS)}")
+    ppo_seeds: tuple[int, ...] = setting((0, 1, 2), "PPO seeds; each also picks the next reward model and ensembles, in turn", (0,))
+    aggregator: str = setting("mean", f"how ensembles aggregate, in PPO and wherever one aggregator is shown: {', '.join(AGGREGATORS)}")
     ppo_updates: int = setting(60, "updates of a PPO run", 25)
-    ppo_batch: int = setting(128, "responses an update")
+    ppo_batch: int = setting(128, "responses per update")
 
 
 def check(s):
     """ValueError naming the first setting that makes no sense."""
+    for name, value in asdict(s).items():
+        if not isinstance(value, str) and not np.isfinite(value).all():
+            raise ValueError(f"{flag(name)}: {value} is not finite")
     least = dict.fromkeys(("width", "layers", "heads", "pretrain_seeds", "pretrain_texts", "pretrain_steps", "sft_steps", "finetune_seeds",
                            "pairs", "rm_epochs", "n", "ppo_updates", "ppo_batch"), 1) | {"prompts": 2}       # 2: a correlation needs two
     for name, minimum in least.items():
@@ -78,15 +81,25 @@ def check(s):
     for name in ("kl_weights", "ppo_seeds"):
         if not getattr(s, name):
             raise ValueError(f"{flag(name)}: the list is empty, at least one is needed")
+        if len(set(getattr(s, name))) < len(getattr(s, name)):
+            raise ValueError(f"{flag(name)}: {' '.join(map(str, getattr(s, name)))} has one value twice")
     for name in ("flipped", "coverage"):
         if not 0 <= getattr(s, name) <= 1:
             raise ValueError(f"{flag(name)}: {getattr(s, name)} is not between 0 and 1")
-    if min(s.kl_weights) < 0:
-        raise ValueError(f"{flag('kl_weights')}: {min(s.kl_weights)} is negative")
+    for name in ("kl_weights", "eta"):
+        if np.min(getattr(s, name)) < 0:
+            raise ValueError(f"{flag(name)}: {np.min(getattr(s, name))} is negative")
     if s.label_temperature <= 0:
         raise ValueError(f"{flag('label_temperature')}: {s.label_temperature} is not above 0")
-    if s.ppo_aggregator not in AGGREGATORS:
-        raise ValueError(f"{flag('ppo_aggregator')}: {s.ppo_aggregator!r} is none of {', '.join(AGGREGATORS)}")
+    if s.aggregator not in AGGREGATORS:
+        raise ValueError(f"{flag('aggregator')}: {s.aggregator!r} is none of {', '.join(AGGREGATORS)}")
+    for name, members in ((name, members) for name in AGGREGATORS for members in {s.pretrain_seeds, s.finetune_seeds}):
+        try:
+            shape = tuple(aggregate(name, torch.randn(members, 3, 2)).shape)
+        except Exception as error:                # a student's own line: better now than after minutes of training
+            raise ValueError(f"AGGREGATORS: {name!r} fails on {members} members ({error!r})") from error
+        if shape != (3, 2):
+            raise ValueError(f"AGGREGATORS: {name!r} makes {shape} of ({members}, 3, 2), not (3, 2)")
     if not 0 <= s.list_gap <= 2 * world.LIST_RATE:
         raise ValueError(f"{flag('list_gap')}: {s.list_gap} is not between 0 and {2 * world.LIST_RATE}")
     if s.width % s.heads:
@@ -128,8 +141,15 @@ def pick_device(name):
     return torch.device(name)
 
 
+def members_of(seed, groups):
+    """{kind: members} of a PPO seed. A pretrain ensemble has one RM of every pretraining, so it shares exactly one with a
+    finetune ensemble: that is the single RM, and the three can be compared in pairs."""
+    finetune, pretrain = (groups[kind][seed % len(groups[kind])] for kind in ("finetune", "pretrain"))
+    return {"single": [m for m in pretrain if m in finetune], "finetune": finetune, "pretrain": pretrain}
+
+
 def run(settings, device, out):
-    """Everything, from pretraining to findings -> (results, seconds a stage). Prints a line a part."""
+    """Everything, from pretraining to findings -> (results, the cache). Prints a line for each part."""
     s, start = settings, time.perf_counter()
     cache = Cache(out / "cache", device)
     pipeline = Pipeline(s, device, cache)
@@ -143,7 +163,7 @@ def run(settings, device, out):
     sft, sft_key = pipeline.finetune_policy()
     say(f"pretrained {s.pretrain_seeds} + 1 language models, finetuned the last as the policy (SFT)")
 
-    training, validation = pipeline.preferences(s.pairs, "training pairs"), pipeline.preferences(1000, "validation pairs")
+    training, validation = pipeline.preferences(s.pairs, "training pairs"), pipeline.preferences(VALIDATION_PAIRS, "validation pairs")
     prompts, chosen, rejected = validation
     ceiling = accuracy(world.gold(prompts, chosen), world.gold(prompts, rejected)).item()
     P, F = s.pretrain_seeds, s.finetune_seeds
@@ -158,22 +178,19 @@ def run(settings, device, out):
                         for p, members in enumerate(groups["finetune"])])
     say(f"drew {s.n} samples for each of {s.prompts} posts, scored by every reward model")
 
-    # The single RM of a PPO seed belongs to both of that seed's ensembles, so that the three can be compared in pairs.
-    choices = {**groups, "single": [[group[i % P]] for i, group in enumerate(groups["pretrain"])]}
     runs = []
     for beta in s.kl_weights:
         for seed in s.ppo_seeds:
-            for kind in groups:
-                members = choices[kind][seed % len(choices[kind])]
+            for kind, members in members_of(seed, groups).items():
                 value, key = pipeline.align(kind, seed, beta, [rms[m] for m in members], [rm_keys[m] for m in members], sft, sft_key, bank["posts"])
                 scored = pipeline.score_run(f"ppo-{kind}-{seed}-{beta}", value["responses"], key, rms, rm_keys, bank["posts"])
                 runs.append({"kind": kind, "seed": seed, "kl_weight": beta, "members": members, "scores": scored, **value})
-        golds = {kind: np.mean([sum(r["parts"].values()).mean().item() for r in runs if (r["kind"], r["kl_weight"]) == (kind, beta)])
+        golds = {kind: np.mean([r["gold"].mean().item() for r in runs if (r["kind"], r["kl_weight"]) == (kind, beta)])
                  for kind in groups}
         say(f"PPO with KL weight {beta}: gold " + ", ".join(f"{kind} {value:.2f}" for kind, value in golds.items()))
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
     findings = analyse(s, accuracies, ceiling, scores, bank, runs, groups)
-    return {"settings": asdict(s), "device": device.type, "versions": versions, **findings}, cache.seconds
+    return {"settings": asdict(s), "device": device.type, "versions": versions, **findings}, cache
 
 
 def prepare(out):
@@ -197,28 +214,18 @@ def hardware(device):
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type.upper()}, {torch.get_num_threads()} threads"
 
 
-def peak_memory_gb():
-    """Most memory that this process held, in GB (0 where the system does not tell, as on Windows)."""
-    try:
-        import resource
-    except ImportError:
-        return 0.0
-    unit = 1 if sys.platform == "darwin" else 1024          # bytes there, kilobytes elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
-
-
 def main(argv=None):
     settings, device, out, traceback = parse(argv)
     try:
         check(settings)
         device, start = pick_device(device), time.perf_counter()
-        results, seconds = run(settings, device, prepare(out))
+        results, cache = run(settings, device, prepare(out))
         write_whole(out / "results.json", lambda file: file.write(to_json(results)))
         draw_figures(results, out)
-        seconds = {"stages": seconds, "total": sum(seconds.values()), "this_run": time.perf_counter() - start,
-                   "hardware": hardware(device), "peak_memory_gb": peak_memory_gb()}
-        write_whole(out / "timings.json", lambda file: file.write(to_json(seconds)))
-    except ValueError as error:
+        timings = {"stages": cache.seconds, "total": sum(cache.seconds.values()), "this_run": time.perf_counter() - start,
+                   "hardware": hardware(device), "peak_memory_gb": cache.peak_memory_gb}
+        write_whole(out / "timings.json", lambda file: file.write(to_json(timings)))
+    except (ValueError, OSError) as error:
         if traceback:
             raise
         print(f"overopt.py: error: {error}", file=sys.stderr)

@@ -1,22 +1,21 @@
 """The stages of overopt.py, from pretraining to PPO: each computed once and kept in the cache."""
 import hashlib
-from pathlib import Path
-import sys
-
-sys.path.insert(0, str(Path(__file__).parent.parent))        # the five files live one folder up
 
 import torch
 from tqdm import tqdm
 
 from cache import code_of, fingerprint
-from ensemble import AGGREGATORS, Ensemble
+from ensemble import Ensemble, aggregate
 from policy import Config, LanguageModel, TrainConfig, log_probs, sample, train_lm
 from ppo import PPOConfig, kl_k1, ppo
-from report import aggregator_of
 from rm import RewardModel, accuracy, normalise, train_rm
 import world
 
-RM_BATCH = 64            # pairs an update of a reward model
+RM_BATCH = 64                # pairs per update of a reward model
+VALIDATION_PAIRS = 1000
+# What each stage's code does; read at import, since what runs is what was imported, even if a file is edited meanwhile.
+LM_CODE, RM_CODE = code_of("policy.py", "experiments/world.py"), code_of("rm.py")
+SCORE_CODE, PPO_CODE = code_of(Ensemble), code_of("ppo.py", Ensemble)
 
 
 class Pipeline:
@@ -63,7 +62,7 @@ class Pipeline:
             train_lm(model, self.broad_texts("texts", p), config, self.seed_for("order", p), label=f"pretraining {p}")
             return model.state_dict()
         return self.stage(f"pretrain-{p}", "seed width layers heads pretrain_texts pretrain_steps list_gap", compute,
-                          code_of("policy.py", "experiments/world.py"))
+                          fingerprint(self.broad_texts), LM_CODE)
 
     def finetune_policy(self):
         """SFT: the policy's own pretraining, then the responses of the broad pool alone. With its samples for normalisation."""
@@ -74,7 +73,7 @@ class Pipeline:
             posts = world.sample_posts(512, self.seed_for("normalisation posts")).to(self.device)
             responses = sample(model, posts, world.RESPONSE_LENGTH, self.generator("normalisation samples"))
             return {"state": model.state_dict(), "posts": posts, "responses": responses}
-        return self.stage("sft", "seed sft_steps pretrain_texts list_gap", compute, key)
+        return self.stage("sft", "seed sft_steps pretrain_texts list_gap", compute, key, fingerprint(self.broad_texts))
 
     def preferences(self, count, name):
         """(prompts, chosen, rejected) of so many pairs, the same for every RM."""
@@ -95,7 +94,7 @@ class Pipeline:
                 right = accuracy(rm(prompts, chosen), rm(prompts, rejected)).item()
             return {"state": rm.state_dict(), "accuracy": right}
         return self.stage(f"rm-{p}-{f}", "pairs rm_epochs eta label_temperature flipped list_gap coverage", compute, key, sft_key,
-                          RM_BATCH, code_of("rm.py"))
+                          RM_BATCH, VALIDATION_PAIRS, fingerprint(self.preferences), RM_CODE)
 
     # ----- best-of-n ------------------------------------------------------------------------------
 
@@ -109,7 +108,7 @@ class Pipeline:
             responses = torch.cat([sample(model, chunk, world.RESPONSE_LENGTH, generator, n=s.n) for chunk in chunks])
             parts, traits = world.judge_rows(posts.repeat_interleave(s.n, 0), responses)
             square = lambda table: {name: x.view(-1, s.n) for name, x in table.items()}
-            return {"posts": posts, "responses": responses, "parts": square(parts), "traits": square(traits)}
+            return {"posts": posts, "responses": responses, **square({"gold": sum(parts.values())}), "parts": square(parts), "traits": square(traits)}
         return self.stage("bank", "seed prompts n", compute, sft_key)
 
     def score_bank(self, p, rms, rm_keys, bank, bank_key):
@@ -119,32 +118,32 @@ class Pipeline:
             chunks = tqdm(torch.arange(len(posts)).split(2048), f"scoring the bank, pretraining {p}", leave=False, disable=None)
             scores = [ensemble.scores(posts[rows], bank["responses"][rows]) for rows in chunks]
             return torch.cat(scores, 1).view(len(rms), -1, self.s.n)
-        return self.stage(f"scores-{p}", "", compute, rm_keys, bank_key, code_of(Ensemble))[0]
+        return self.stage(f"scores-{p}", "", compute, rm_keys, bank_key, SCORE_CODE)[0]
 
     # ----- PPO ------------------------------------------------------------------------------------
 
     def align(self, kind, seed, beta, members, member_keys, sft, sft_key, posts):
         """One PPO run from the SFT policy on the aggregated members, then one response to each of `posts`."""
-        aggregator = aggregator_of(kind, self.s.ppo_aggregator)
         # An aggregator is known by what it does to some numbers: any callable may be one, with helpers anywhere.
-        probe = AGGREGATORS[aggregator](3 * torch.randn(len(members), 64, generator=torch.Generator().manual_seed(0)))
+        probe = aggregate(self.s.aggregator, 3 * torch.randn(len(members), 64, generator=torch.Generator().manual_seed(0)))
 
         def compute():
             s, policy, reference = self.s, self.language_model(sft["state"]), self.language_model(sft["state"])
             config = PPOConfig(beta=beta, updates=s.ppo_updates, batch_size=s.ppo_batch, max_new_tokens=world.RESPONSE_LENGTH,
                                minibatch_size=max(1, s.ppo_batch // 2), seed=self.seed_for("ppo", seed))
             prompts = world.sample_posts(4096, self.seed_for("ppo posts")).to(self.device)
-            records = ppo(policy, Ensemble(members, aggregator), prompts, config, world.gold, world.traits,
+            records = ppo(policy, Ensemble(members, self.s.aggregator), prompts, config, world.gold,
                           label=f"PPO {kind} {seed}, KL weight {beta}")
             curve = [{k: v for k, v in record.items() if k not in ("prompts", "responses")} for record in records]
             responses = sample(policy, posts, world.RESPONSE_LENGTH, self.generator("ppo evaluation", seed))
             with torch.no_grad():
                 log_ratio = log_probs(policy, posts, responses) - log_probs(reference, posts, responses)
             parts, traits = world.judge_rows(posts, responses)
-            return {"curve": curve, "responses": responses, "kl": kl_k1(log_ratio).sum(1), "parts": parts, "traits": traits}
+            return {"curve": curve, "responses": responses, "kl": kl_k1(log_ratio).sum(1), "gold": sum(parts.values()), "parts": parts,
+                    "traits": traits}
         return self.stage(f"ppo-{kind}-{seed}-{beta}", "seed prompts ppo_updates ppo_batch", compute, sft_key, member_keys, seed, beta,
-                          aggregator, probe.tolist(), code_of("ppo.py", Ensemble))
+                          probe.tolist(), PPO_CODE)
 
     def score_run(self, name, responses, run_key, rms, rm_keys, posts):
         """Rewards of a PPO policy's responses by every RM, (M, posts): all runs on one footing."""
-        return self.stage(f"{name}-scores", "", lambda: Ensemble(rms).scores(posts, responses), run_key, rm_keys, code_of(Ensemble))[0]
+        return self.stage(f"{name}-scores", "", lambda: Ensemble(rms).scores(posts, responses), run_key, rm_keys, SCORE_CODE)[0]

@@ -15,9 +15,9 @@ ROOT = Path(__file__).parent.parent
 KINDS = {"single": "one reward model", "finetune": "finetune ensemble", "pretrain": "pretrain ensemble"}
 
 
-def aggregator_of(kind, name):
-    """The aggregator that a kind of reward uses where ensembles use `name`: one reward model has nothing to aggregate."""
-    return "mean" if kind == "single" else name
+def least_weight(r):
+    """The smallest KL weight: where PPO moves farthest, and what the tables show if they show one."""
+    return min(row["kl_weight"] for row in r["ppo"]["summary"])
 
 
 def policy_name(policy, r):
@@ -25,7 +25,7 @@ def policy_name(policy, r):
     if policy == "sft":
         return "SFT"
     method, kind = policy.split("-")
-    return {"bon": f"best of {r['bon']['n'][-1]}", "ppo": "PPO"}[method] + f", {KINDS[kind]}"
+    return {"bon": f"best of {r['bon']['n'][-1]}", "ppo": f"PPO (KL weight {least_weight(r):g})"}[method] + f", {KINDS[kind]}"
 
 
 def table(header, rows):
@@ -44,8 +44,7 @@ def accuracy_section(r):
 
 def agreement_section(r):
     bon, ranks = r["agreement"]["bon_reward"], r["agreement"]["rank_correlation"]
-    least = min(row["kl_weight"] for row in ranks["ppo"])
-    rows = []
+    least, rows = least_weight(r), []
     for relation, name in (("self", "itself"), ("same", "another of the same pretraining"), ("other", "one of another pretraining")):
         on_sft = ranks["sft"].get(relation)
         on_ppo = [row[relation] for row in ranks["ppo"] if row["kl_weight"] == least] if on_sft is not None else []
@@ -61,16 +60,20 @@ def bon_section(r):
 
 
 def ppo_section(r):
-    rows = [[KINDS[row["kind"]], f"{row['kl_weight']:g}", *[f"{row[k]:.2f} +- {row[k + '_std']:.2f}" for k in ("kl", "proxy", "gold")]]
+    seeds = len(r["settings"]["ppo_seeds"])
+    number = lambda row, k: f"{row[k]:.2f}" + (f" +- {row[k + '_std']:.2f}" if seeds > 1 else "")
+    rows = [[KINDS[kind], f"{row['kl_weight']:g}", *[number(row, k) for k in ("kl", "proxy", "gold")]]
             for kind in KINDS for row in r["ppo"]["summary"] if row["kind"] == kind]
-    return table(["PPO on", "KL weight", "KL (nats)", "proxy", f"gold (SFT: {r['sft']['gold']:.2f})"], rows)
+    header = f"PPO on (mean +- std of {seeds} seeds)" if seeds > 1 else "PPO on (one seed)"
+    return table([header, "KL weight", "KL (nats)", "proxy", f"gold (SFT: {r['sft']['gold']:.2f})"], rows)
 
 
 def comparison_section(r):
-    rows = [[f"best of {x['n']} (+- standard error over posts)", *[f"{x[pair]['mean']:+.2f} +- {x[pair]['standard_error']:.2f}" for pair in PAIRS]]
+    pairs = [pair for pair in r["comparison"]["bon"][0] if pair != "n"]
+    rows = [[f"best of {x['n']} (+- standard error over posts)", *[f"{x[pair]['mean']:+.2f} +- {x[pair]['standard_error']:.2f}" for pair in pairs]]
             for x in r["comparison"]["bon"] if x["n"] in (16, r["bon"]["n"][-1])]
-    rows += [[f"PPO, KL weight {x['kl_weight']:g} (each seed)", *[", ".join(f"{d:+.2f}" for d in x[pair]) for pair in PAIRS]] for x in r["comparison"]["ppo"]]
-    return table(["difference in gold", *PAIRS], rows)
+    rows += [[f"PPO, KL weight {x['kl_weight']:g} (each seed)", *[", ".join(f"{d:+.2f}" for d in x[pair]) for pair in pairs]] for x in r["comparison"]["ppo"]]
+    return table(["difference in gold", *pairs], rows)
 
 
 def traits_section(r):
@@ -87,10 +90,10 @@ def texts_section(r):
 
 
 def headline_section(r):
-    bon, n, least = r["bon"], r["bon"]["n"][-1], min(row["kl_weight"] for row in r["ppo"]["summary"])
+    bon, n, least = r["bon"], r["bon"]["n"][-1], least_weight(r)
     lines = []
     for kind in KINDS:
-        rows = bon[kind][aggregator_of(kind, r["settings"]["ppo_aggregator"])]
+        rows = bon[kind][r["settings"]["aggregator"]]
         best = max(range(len(bon["n"])), key=rows["gold"].__getitem__)
         lines.append(f"- Best of {n} by a {KINDS[kind].removeprefix('one ')}: the proxy goes from {rows['proxy'][0]:.2f} to {rows['proxy'][-1]:.2f}, the gold "
                      f"reward from {rows['gold'][0]:.2f} to {rows['gold'][-1]:.2f} (its best is {rows['gold'][best]:.2f}, at n = {bon['n'][best]}).")
@@ -102,7 +105,7 @@ def headline_section(r):
     for trait, show in (("list", ".0%"), ("numbers", ".0%"), ("wrong_facts", ".2f")):
         after = seeds("pretrain", lambda run: format(run["traits"][trait], show))
         changes.append(f"{WORDS[trait]} {r['traits']['sft'][trait]:{show}} -> {after}")
-    lines.append(f"- What PPO on pretrain ensembles does to the text, SFT -> every seed: {'; '.join(changes)}.")
+    lines.append(f"- What PPO on pretrain ensembles (KL weight {least:g}) does to the text, SFT -> every seed: {'; '.join(changes)}.")
     return "\n".join(lines)
 
 
@@ -111,7 +114,7 @@ def minutes_section(r):
     for name, seconds in r["timings"]["stages"].items():
         stages[name.split("-")[0]] = stages.get(name.split("-")[0], 0) + seconds
     parts = ", ".join(f"{STAGES[name]} {seconds:.0f} s" for name, seconds in stages.items())
-    return (f"The run reported here (`--seed {r['settings']['seed']}`) took {r['timings']['total'] / 60:.1f} minutes on {r['timings']['hardware']}: {parts}. "
+    return (f"The run reported here (`--seed {r['settings']['seed']}`) took {r['timings']['total'] / 60:.1f} minutes in all on {r['timings']['hardware']}: {parts}. "
             f"Peak memory {r['timings']['peak_memory_gb']:.1f} GB.")
 
 
@@ -120,8 +123,7 @@ def tour_section(r):
     return table(["file", "lines", "what it is"], rows)
 
 
-PAIRS = ["finetune - single", "pretrain - finetune", "pretrain - single"]
-WORDS = {"list": "lists", "numbers": "responses with a number", "wrong_facts": "wrong facts a response"}
+WORDS = {"list": "lists", "numbers": "responses with a number", "wrong_facts": "wrong facts per response"}
 STAGES = {"pretrain": "pretraining", "sft": "SFT", "rm": "reward models", "bank": "sampling", "scores": "scoring", "ppo": "PPO"}
 TOUR = {
     "policy.py": "a tiny transformer; a language model; training; sampling with a cache; log-probabilities",
@@ -130,7 +132,7 @@ TOUR = {
     "bon.py": "best-of-n: the pick, the unbiased estimator for every n, its KL",
     "ppo.py": "PPO with a KL penalty: estimators, advantages, losses, rollout, loop",
     "experiments/world.py": "the toy world: tokens, posts, writers, gold reward, raters",
-    "experiments/overopt.py": "the main script: settings, and everything from end to end",
+    "experiments/overopt.py": "the main script: settings, and the run from end to end",
     "experiments/pipeline.py": "its stages, and what each depends on",
     "experiments/analysis.py": "from scores to findings",
     "experiments/report.py": "the closing tables, and the numbers in this file",

@@ -242,11 +242,6 @@ def judge_rows(prompts, responses):
                  for i, names in enumerate((PARTS, TRAITS)))
 
 
-def traits(prompts, responses):
-    """The responses' traits alone, for PPO's log: {name: (B,)}."""
-    return judge_rows(prompts, responses)[1]
-
-
 def gold(prompts, responses):
     """The true reward as a reward function: (B, P), (B, R) -> (B,), on the device of the responses."""
     return sum(judge_rows(prompts, responses)[0].values()).to(responses.device)

@@ -64,7 +64,7 @@ def test_a_change_recomputes_only_what_depends_on_it(finished):
     kinds = ("single", "finetune", "pretrain")
     assert new == {f"ppo-{kind}-0-0.3{end}" for kind in kinds for end in ("", "-scores")}
     between = stages(finished)
-    assert road(finished, "--ppo-aggregator", "min") == 0
+    assert road(finished, "--aggregator", "min") == 0
     new = {path.name.split("-")[1] for path in set(stages(finished)) - set(between)}
     assert new == {"finetune", "pretrain"}, "one reward model has no aggregator"
     between = stages(finished)
@@ -75,10 +75,10 @@ def test_a_change_recomputes_only_what_depends_on_it(finished):
 
 def test_an_edited_aggregator_is_computed_anew(finished, monkeypatch):
     """A student who changes a formula and is shown the old result."""
-    assert road(finished, "--ppo-aggregator", "min") == 0
+    assert road(finished, "--aggregator", "min") == 0
     before = stages(finished)
     monkeypatch.setitem(overopt.AGGREGATORS, "min", lambda r: r.amax(0))
-    assert road(finished, "--ppo-aggregator", "min") == 0
+    assert road(finished, "--aggregator", "min") == 0
     new = {path.name.split("-")[1] for path in set(stages(finished)) - set(before)}
     assert new == {"finetune", "pretrain"}
 
@@ -86,7 +86,7 @@ def test_an_edited_aggregator_is_computed_anew(finished, monkeypatch):
 def test_an_aggregator_of_ones_own(finished, monkeypatch, capsys):
     """The README's own example: it needs two members, and is any callable."""
     monkeypatch.setitem(overopt.AGGREGATORS, "second_worst", lambda r: r.sort(0).values[1])
-    assert road(finished, "--ppo-aggregator", "second_worst") == 0
+    assert road(finished, "--aggregator", "second_worst") == 0
     assert "second_worst" in capsys.readouterr().out
 
 
@@ -101,7 +101,7 @@ def test_results_hold_what_is_promised(finished):
     assert set(results["bon"]["pretrain"]) == set(overopt.AGGREGATORS)
     assert {run["kind"] for run in results["ppo"]["runs"]} == {"single", "finetune", "pretrain"}
     assert results["bon"]["single"]["mean"]["gold"][0] == pytest.approx(results["sft"]["gold"], abs=1e-4), "the best of one is a sample"
-    for figure in ("bon", "frontier", "agreement", "traits"):
+    for figure in ("bon", "frontier", "training", "agreement", "traits"):
         assert (finished / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
     text = report.report(results)
     assert f"{results['accuracy']['mean']:.3f}" in text and "Post: *" in text
@@ -145,9 +145,10 @@ def test_quick_from_the_command_line(tmp_path):
 
 @pytest.mark.parametrize("flags, said", [
     (["--device", "tpu"], "--device"), (["--n", "0"], "--n"), (["--ppo-batch", "0"], "--ppo-batch"), (["--kl-weights", "-0.1"], "--kl-weights"),
-    (["--kl-weights"], "--kl-weights"), (["--ppo-seeds"], "--ppo-seeds"), (["--pretrain-seeds", "0"], "--pretrain-seeds"),
-    (["--list-gap", "0.5"], "--list-gap"), (["--flipped", "2"], "--flipped"), (["--ppo-aggregator", "max"], "--ppo-aggregator"),
-    (["--label-temperature", "0"], "--label-temperature"), (["--width", "15"], "width"), (["--n", "many"], "--n"), (["--nonsense"], "--nonsense")])
+    (["--kl-weights"], "--kl-weights"), (["--kl-weights", "1", "1"], "--kl-weights"), (["--ppo-seeds"], "--ppo-seeds"), (["--pretrain-seeds", "0"], "--pretrain-seeds"),
+    (["--list-gap", "0.5"], "--list-gap"), (["--flipped", "2"], "--flipped"), (["--aggregator", "max"], "--aggregator"),
+    (["--label-temperature", "0"], "--label-temperature"), (["--width", "15"], "width"), (["--label-temperature", "nan"], "--label-temperature"), (["--eta", "-1"], "--eta"),
+    (["--kl-weights", "inf"], "--kl-weights"), (["--n", "many"], "--n"), (["--nonsense"], "--nonsense")])
 def test_bad_flags(flags, said, tmp_path, capsys):
     """A traceback, a silent default, or work begun before the flags were read."""
     try:
@@ -157,6 +158,24 @@ def test_bad_flags(flags, said, tmp_path, capsys):
     error = capsys.readouterr().err
     assert status == 2 and said in error and "Traceback" not in error
     assert not list(tmp_path.glob("out/cache/*.pt"))
+
+
+@pytest.mark.parametrize("wrong, said", [(lambda r: r.max(0), "fails on"), (lambda r: r.mean(), "not (3, 2)")])
+def test_wrong_aggregator_is_refused_before_any_work(wrong, said, tmp_path, monkeypatch, capsys):
+    """A student's slip in one line, shown after ten minutes of training."""
+    monkeypatch.setitem(overopt.AGGREGATORS, "mine", wrong)
+    assert road(tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert "'mine'" in error and said in error and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("P, F", [(5, 5), (2, 3), (5, 2), (5, 1), (1, 4)])
+def test_the_single_reward_model_is_in_both_ensembles(P, F):
+    """PPO seeds that compare an ensemble with a reward model from elsewhere."""
+    groups = {"finetune": overopt.finetune_ensembles(P, F), "pretrain": overopt.pretrain_ensembles(P, F)}
+    for seed in range(7):
+        members = overopt.members_of(seed, groups)
+        assert len(members["single"]) == 1 and set(members["single"]) == set(members["finetune"]) & set(members["pretrain"])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")

@@ -116,6 +116,9 @@ def test_every_epoch_sees_every_row():
     ("tokens", lambda m, x: m(torch.zeros(1, 17, dtype=torch.long))),
     ("width", lambda m, x: LanguageModel(replace(m.config, heads=3), seed=0)),
     ("batch_size", lambda m, x: next(minibatches(10, 0, 1, rng()))),
+    ("rows", lambda m, x: next(minibatches(0, 8, 1, rng()))),
+    ("steps", lambda m, x: TrainConfig(steps=0)),
+    ("prompt_length", lambda m, x: train_lm(m, x, TrainConfig(steps=1), seed=0, prompt_length=x.shape[1])),
 ])
 def test_errors_name_the_argument(model, prompts, name, call):
     """A wrong setting that runs, hangs, or fails somewhere inside torch."""
