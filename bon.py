@@ -1,6 +1,6 @@
 """Best-of-n: draw n responses, keep the one that the proxy likes best. Arrays in, arrays out.
 
-From one bank of N samples a prompt comes the *expected* result for every n <= N, not one noisy draw each:
+From one bank of N samples per prompt comes the *expected* result for every n <= N, not one noisy draw each:
 
     proxy, gold                                    # (prompts, N) each: scores of the same samples
     expected_best_of_n(proxy, gold, [1, 4, 16])    # (prompts, 3): gold of the best of n by proxy

@@ -73,12 +73,12 @@ class Ensemble:
 
 
 def finetune_ensembles(pretrain_seeds, finetune_seeds):
-    """One ensemble a pretraining: members differ in finetuning seed alone. Members are places in the list
+    """One ensemble per pretraining: members differ in finetuning seed alone. Members are places in the list
     of all RMs, ordered by pretraining: finetune_ensembles(2, 3) == [[0, 1, 2], [3, 4, 5]]."""
     return [[p * finetune_seeds + f for f in range(finetune_seeds)] for p in range(pretrain_seeds)]
 
 
 def pretrain_ensembles(pretrain_seeds, finetune_seeds):
-    """One ensemble a diagonal of the grid: members differ in pretraining seed, and in finetuning seed too as
+    """One ensemble per diagonal of the grid: members differ in pretraining seed, and in finetuning seed too as
     far as there are enough: pretrain_ensembles(3, 3) == [[0, 4, 8], [1, 5, 6], [2, 3, 7]]. (Our choice.)"""
     return [[p * finetune_seeds + (f + p) % finetune_seeds for p in range(pretrain_seeds)] for f in range(finetune_seeds)]

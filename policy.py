@@ -41,7 +41,7 @@ class Config:
 @dataclass(frozen=True)
 class TrainConfig:
     steps: int = 1200          # updates
-    batch_size: int = 32       # texts an update
+    batch_size: int = 32       # texts per update
     lr: float = 3e-3           # peak learning rate, after the warm-up
     warmup: float = 0.05       # share of the steps in which it rises from 0; then a cosine back to 0
     weight_decay: float = 0.01
@@ -115,7 +115,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config, generator) for _ in range(config.layers))
 
     def new_cache(self, B):
-        """Room for the keys and values of B rows: one (2, B, heads, context, D/heads) tensor a layer."""
+        """Room for the keys and values of B rows: one (2, B, heads, context, D/heads) tensor per layer."""
         c = self.config
         return [self.token_embedding.new_empty(2, B, c.heads, c.context, c.width // c.heads) for _ in self.blocks]
 
@@ -239,7 +239,7 @@ def train(model, loss_of, rows, config, seed, label):
 def train_lm(model, texts, config, seed, prompt_length=1, label="language model"):
     """Next-token training in place: pretraining (all tokens) and SFT (the response's tokens) alike.
 
-    texts (N, T), right-padded; the loss is the mean over real tokens at positions >= prompt_length, in nats a token.
+    texts (N, T), right-padded; the loss is the mean over real tokens at positions >= prompt_length, in nats per token.
     `seed` sets the order of the data. Returns the loss of every step."""
     if not 1 <= prompt_length < texts.shape[1]:
         raise ValueError(f"prompt_length: {prompt_length} is not between 1 and the {texts.shape[1] - 1} tokens before a text's last")

@@ -24,7 +24,7 @@ from policy import Linear, log_probs, sample, token_log_probs, trim
 class PPOConfig:
     beta: float = 0.05             # weight of the KL penalty, per nat
     updates: int = 60              # rollout + optimisation rounds
-    batch_size: int = 128          # responses an update
+    batch_size: int = 128          # responses per update
     epochs: int = 2                # passes over a batch
     minibatch_size: int = 64
     lr: float = 3e-4
@@ -167,7 +167,7 @@ def explained_variance(values, returns, mask):
 def ppo(policy, reward, prompts, config, gold=None, traits=None, label="ppo"):
     """Train `policy` in place on prompts (N, P), and yield a record (dict) after every update:
 
-    update, kl (nats a response, to the starting policy), kl_k3, proxy, entropy (nats a token), ratio, clip_fraction,
+    update, kl (nats per response, to the starting policy), kl_k3, proxy, entropy (nats per token), ratio, clip_fraction,
     explained_variance, responses (the batch), prompts; gold, if a reward function `gold` is given; and each
     of traits(prompts, responses) -> {name: (B,)}. All but ratio and clip_fraction describe the rollout, before the
     update's steps. ValueError if the reward is NaN, naming the update."""

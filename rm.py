@@ -61,7 +61,7 @@ def check_pairs(chosen, rejected):
 
 def train_rm(rm, prompts, chosen, rejected, config, seed, eta=0.01, label="reward model"):
     """Bradley-Terry training in place on N pairs (N, P), (N, R), (N, R); `seed` sets the data order.
-    Returns the loss of every step, in nats a pair. ValueError on a pair of equal responses."""
+    Returns the loss of every step, in nats per pair. ValueError on a pair of equal responses."""
     check_pairs(chosen, rejected)
 
     def loss_of(pairs):

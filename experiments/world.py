@@ -110,7 +110,7 @@ def writers(pool, list_gap):
     few, many = LIST_RATE - list_gap / 2, LIST_RATE + list_gap / 2
     if not 0 <= few <= many:
         raise ValueError(f"list_gap: {list_gap} is not between 0 and {2 * LIST_RATE}")
-    careless, careful = Writer(wrong=.25, states=.45, lists=few), Writer(wrong=.05, states=.85, lists=many)
+    careless, careful = Writer(wrong=.25, states=.60, lists=few), Writer(wrong=.05, states=.75, lists=many)
     if pool == "raters":
         return careless, careful
     if pool != "broad":
