@@ -27,7 +27,8 @@ def over_n(axis, ns):
 
 
 def best_of_n_figure(results):
-    """Proxy and gold against n."""
+    """Proxy and gold against n. Band: std over the reward models or ensembles of a kind; the pretrain ensembles all
+    share the pretrainings, so theirs is the narrower for it."""
     bon, aggregator = results["bon"], results["settings"]["aggregator"]
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2))
     for kind, colour in COLOURS.items():
@@ -37,7 +38,7 @@ def best_of_n_figure(results):
         low, high = ([g + sign * d for g, d in zip(rows["gold"], rows["gold_std_over_groups"])] for sign in (-1, 1))
         right.fill_between(bon["n"], low, high, color=colour, alpha=0.12, linewidth=0)
     left.set(title="Proxy: the reward that picks", ylabel="reward (std of SFT samples)")
-    right.set(title="Gold: the true reward of the pick", ylabel="gold reward (band: spread over models, ensembles)")
+    right.set(title="Gold: the true reward of the pick (band: std)", ylabel="gold reward")
     left.legend()
     for axis in (left, right):
         over_n(axis, bon["n"])
@@ -106,11 +107,11 @@ def traits_figure(results):
     """Traits before and after: one panel per trait, one bar per policy."""
     rows = results["traits"]
     shown = {"list": "lists (share)", "numbers": "states a number (share)", "wrong_facts": "wrong facts", "length": "length (tokens)",
-             "filler": "filler words", "chatter": "chatter words", "copied": "copied from the post (share)", "repetition": "repeated words"}
+             "filler": "filler words", "chatter": "chatter words", "copied": "copied words (share)", "repetition": "repeated words"}
     colours = ["#888888"] + [COLOURS[kind] for kind in COLOURS] * 2
-    figure, axes = plt.subplots(2, 4, figsize=(13, 6), sharey=True)
+    figure, axes = plt.subplots(2, 4, figsize=(14, 6), sharey=True)
     for axis, (trait, label) in zip(axes.flat, shown.items()):
-        bars = axis.barh([policy_name(policy, results) for policy in rows], [row[trait] for row in rows.values()], color=colours)
+        bars = axis.barh([policy_name(policy, results).replace("), ", "),\n") for policy in rows], [row[trait] for row in rows.values()], color=colours)
         axis.bar_label(bars, fmt="%.2f", padding=2, fontsize=9)
         axis.set_title(label, fontsize=12)
         axis.margins(x=0.18)
