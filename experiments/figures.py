@@ -109,9 +109,11 @@ def traits_figure(results):
     shown = {"list": "lists (share)", "numbers": "states a number (share)", "wrong_facts": "wrong facts", "length": "length (tokens)",
              "filler": "filler words", "chatter": "chatter words", "copied": "copied words (share)", "repetition": "repeated words"}
     colours = ["#888888"] + [COLOURS[kind] for kind in COLOURS] * 2
+    weight = f" (KL weight {least_weight(results):g})"
     figure, axes = plt.subplots(2, 4, figsize=(14, 6), sharey=True)
+    figure.suptitle(f"Mean per response{weight.replace('(', '(PPO: ')}", fontsize=13)
     for axis, (trait, label) in zip(axes.flat, shown.items()):
-        bars = axis.barh([policy_name(policy, results).replace("), ", "),\n") for policy in rows], [row[trait] for row in rows.values()], color=colours)
+        bars = axis.barh([policy_name(policy, results).replace(weight, "") for policy in rows], [row[trait] for row in rows.values()], color=colours)
         axis.bar_label(bars, fmt="%.2f", padding=2, fontsize=9)
         axis.set_title(label, fontsize=12)
         axis.margins(x=0.18)
