@@ -72,7 +72,7 @@ def agreement_figure(results):
     styles = {"self": ("#d55e00", "itself"), "same": ("#e69f00", "same pretraining"), "other": ("#0072b2", "other pretraining")}
     for relation, (colour, label) in styles.items():
         if agreement["bon_reward"][relation] is not None:
-            left.plot(ns, agreement["bon_reward"][relation], "o-", color=colour, label=f"scored by {label}")
+            left.plot(ns, agreement["bon_reward"][relation], "o-", color=colour, label=label)
     over_n(left, ns)
     left.set(title="One reward model's pick, scored by ...", ylabel="reward (std of SFT samples)")
     for relation in ("same", "other"):
@@ -98,7 +98,9 @@ def training_figure(results):
                 axis.plot(curve[reward], color=colour, alpha=0.3, linewidth=0.8)
             axis.plot([sum(values) / len(values) for values in zip(*(curve[reward] for curve in curves))], color=colour, label=KINDS[kind])
     for axis, name in zip(axes, ("Proxy: the reward that PPO gets", "Gold: the true reward")):
-        axis.set(title=f"{name} (KL weight {least_weight(results):g})", xlabel="update", ylabel="mean over the batch")
+        axis.set(title=f"{name} (KL weight {least_weight(results):g})", xlabel="update", ylabel="mean over a batch of training posts")
+    axes[1].axhline(results["sft"]["gold"], color="grey", linestyle=":", label="SFT, on the evaluation posts")
+    axes[1].legend()
     axes[0].legend()
     return figure
 

@@ -27,7 +27,7 @@ from cache import Cache, write_whole
 from ensemble import AGGREGATORS, aggregate, finetune_ensembles, pretrain_ensembles
 from figures import draw_figures
 from pipeline import VALIDATION_PAIRS, Pipeline
-from report import report
+from report import KINDS, report
 from rm import accuracy
 import world
 
@@ -160,17 +160,21 @@ def run(settings, device, out):
     say(f"on {hardware(device)}, into {out}")
     for p in range(s.pretrain_seeds):
         pipeline.pretrain(p)
+        say(f"language model {p + 1} of {s.pretrain_seeds} + 1 is pretrained")
     sft, sft_key = pipeline.finetune_policy()
-    say(f"pretrained {s.pretrain_seeds} + 1 language models, finetuned the last as the policy (SFT)")
+    say("the last one is pretrained, and finetuned as the policy (SFT)")
 
     training, validation = pipeline.preferences(s.pairs, "training pairs"), pipeline.preferences(VALIDATION_PAIRS, "validation pairs")
     prompts, chosen, rejected = validation
     ceiling = accuracy(world.gold(prompts, chosen), world.gold(prompts, rejected)).item()
     P, F = s.pretrain_seeds, s.finetune_seeds
-    trained = [pipeline.train_reward_model(p, f, training, validation, sft, sft_key) for p in range(P) for f in range(F)]
+    trained = []
+    for p in range(P):
+        trained += [pipeline.train_reward_model(p, f, training, validation, sft, sft_key) for f in range(F)]
+        say(f"reward models on pretraining {p + 1} of {P} are trained")
     rms, rm_keys = [pipeline.reward_model(value["state"]) for value, _ in trained], [key for _, key in trained]
     accuracies = [value["accuracy"] for value, _ in trained]
-    say(f"trained {len(rms)} reward models: validation accuracy {np.mean(accuracies):.3f} +- {np.std(accuracies):.3f}")
+    say(f"{len(rms)} reward models: validation accuracy {np.mean(accuracies):.3f} +- {np.std(accuracies):.3f}")
 
     bank, bank_key = pipeline.draw_bank(sft, sft_key)
     groups = {"single": [[m] for m in range(len(rms))], "finetune": finetune_ensembles(P, F), "pretrain": pretrain_ensembles(P, F)}
@@ -187,7 +191,8 @@ def run(settings, device, out):
                 runs.append({"kind": kind, "seed": seed, "kl_weight": beta, "members": members, "scores": scored, **value})
         golds = {kind: np.mean([r["gold"].mean().item() for r in runs if (r["kind"], r["kl_weight"]) == (kind, beta)])
                  for kind in groups}
-        say(f"PPO with KL weight {beta}: gold " + ", ".join(f"{kind} {value:.2f}" for kind, value in golds.items()))
+        say(f"PPO with KL weight {beta}: gold " + ", ".join(f"{KINDS[kind]} {value:.2f}" for kind, value in golds.items())
+            + f" (SFT {bank['gold'].mean().item():.2f})")
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
     findings = analyse(s, accuracies, ceiling, scores, bank, runs, groups)
     return {"settings": asdict(s), "device": device.type, "versions": versions, **findings}, cache
@@ -200,7 +205,8 @@ def prepare(out):
         write_whole(out / ".writable", lambda file: None)
         (out / ".writable").unlink()
     except OSError as error:
-        raise ValueError(f"--out: cannot write into {out} ({error.strerror})") from None
+        why = "it is a file" if out.is_file() else error.strerror
+        raise ValueError(f"--out: cannot write into {out} ({why})") from None
     return out
 
 
@@ -231,7 +237,7 @@ def main(argv=None):
         print(f"overopt.py: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\noveropt.py: interrupted. The same command continues where this run stopped.", file=sys.stderr)
+        print("\noveropt.py: interrupted. The finished stages are kept: the same command continues there.", file=sys.stderr)
         return 130
     print(report(results))
     print(f"figures, results.json and timings.json are in {out}")

@@ -50,7 +50,7 @@ def agreement_section(r):
         on_ppo = [row[relation] for row in ranks["ppo"] if row["kl_weight"] == least] if on_sft is not None else []
         rows.append([name] + ["-" if x is None else x for x in (
             bon[relation] and bon[relation][-1], on_sft, sum(on_ppo) / len(on_ppo) if on_ppo else None)])
-    return table([f"a reward model's best of {r['bon']['n'][-1]}, scored by", "reward", "rank correlation on SFT", f"on PPO of any kind, KL weight {least:g}"], rows)
+    return table([f"a reward model's best of {r['bon']['n'][-1]}, scored by", "reward", "rank correlation on SFT", f"on PPO's texts (KL weight {least:g})"], rows)
 
 
 def bon_section(r):
@@ -72,7 +72,7 @@ def comparison_section(r):
     pairs = [pair for pair in r["comparison"]["bon"][0] if pair != "n"]
     rows = [[f"best of {x['n']} (+- standard error over posts)", *[f"{x[pair]['mean']:+.2f} +- {x[pair]['standard_error']:.2f}" for pair in pairs]]
             for x in r["comparison"]["bon"] if x["n"] in (16, r["bon"]["n"][-1])]
-    rows += [[f"PPO, KL weight {x['kl_weight']:g} (each seed)", *[", ".join(f"{d:+.2f}" for d in x[pair]) for pair in pairs]] for x in r["comparison"]["ppo"]]
+    rows += [[f"PPO, KL weight {x['kl_weight']:g} (each seed)", *[", ".join(f"{round(d, 2) + 0.0:+.2f}" for d in x[pair]) for pair in pairs]] for x in r["comparison"]["ppo"]]
     return table(["difference in gold", *pairs], rows)
 
 
@@ -101,6 +101,12 @@ def headline_section(r):
         return ", ".join(show(run) for run in r["ppo"]["runs"] if (run["kind"], run["kl_weight"]) == (kind, least))
     golds = "; ".join(f"{KINDS[kind]} {seeds(kind, lambda run: format(run['gold'], '.2f'))}" for kind in KINDS)
     lines.append(f"- PPO with the smallest KL weight ({least:g}), gold of every seed (SFT: {r['sft']['gold']:.2f}): {golds}.")
+    moves = []
+    for kind in KINDS:
+        rows = [row for row in r["ppo"]["summary"] if row["kind"] == kind]
+        best, last = max(rows, key=lambda row: row["gold"]), min(rows, key=lambda row: row["kl_weight"])
+        moves.append(f"{KINDS[kind]} ({best['kl_weight']:g}) proxy {best['proxy']:.2f} -> {last['proxy']:.2f}, gold {best['gold']:.2f} -> {last['gold']:.2f}")
+    lines.append(f"- PPO, mean over seeds, from the KL weight that is best for gold to the smallest: {'; '.join(moves)}.")
     changes = []
     for trait, show in (("list", ".0%"), ("numbers", ".0%"), ("wrong_facts", ".2f")):
         after = seeds("pretrain", lambda run: format(run["traits"][trait], show))

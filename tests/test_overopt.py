@@ -131,7 +131,7 @@ def test_quick_from_the_command_line(tmp_path):
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate()
-    assert process.returncode == 130 and "continues where" in error and "Traceback" not in error
+    assert process.returncode == 130 and "continues there" in error and "Traceback" not in error
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "pretrain ensemble" in done.stdout and "Traceback" not in done.stderr
