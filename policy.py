@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 @dataclass(frozen=True)
 class Config:
+    """The shape of a transformer."""
     vocab_size: int      # words, EOS and PAD; the last two ids are EOS and PAD
     context: int = 40    # longest prompt + response, in tokens
     width: int = 64      # of the residual stream
@@ -40,6 +41,7 @@ class Config:
 
 @dataclass(frozen=True)
 class TrainConfig:
+    """How to train one. The defaults are a pretraining's."""
     steps: int = 1200          # updates
     batch_size: int = 32       # texts per update
     lr: float = 3e-3           # peak learning rate, after the warm-up

@@ -22,6 +22,7 @@ from policy import Linear, log_probs, sample, token_log_probs, trim
 
 @dataclass(frozen=True)
 class PPOConfig:
+    """Settings of a PPO run. ValueError, naming the field, if one makes no sense."""
     beta: float = 0.05             # weight of the KL penalty, per nat
     updates: int = 60              # rollout + optimisation rounds
     batch_size: int = 128          # responses per update

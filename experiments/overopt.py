@@ -221,6 +221,7 @@ def hardware(device):
 
 
 def main(argv=None):
+    """The command line -> exit status: 0, 2 for a user's mistake (one line, nothing lost), 130 for Ctrl-C."""
     settings, device, out, traceback = parse(argv)
     try:
         check(settings)

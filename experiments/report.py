@@ -90,6 +90,7 @@ def texts_section(r):
 
 
 def headline_section(r):
+    """The run in a few sentences: numbers only, the verdict is the reader's."""
     bon, n, least = r["bon"], r["bon"]["n"][-1], least_weight(r)
     lines = []
     for kind in KINDS:
@@ -164,6 +165,7 @@ def fill(text, results):
 
 
 def main():
+    """The command line: print the tables of a run, or write them into the README."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="the folder of a finished run")
     parser.add_argument("--readme", action="store_true", help="write README.md and experiments/results/ from this run")
