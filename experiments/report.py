@@ -107,7 +107,8 @@ def headline_section(r):
         rows = [row for row in r["ppo"]["summary"] if row["kind"] == kind]
         best, last = max(rows, key=lambda row: row["gold"]), min(rows, key=lambda row: row["kl_weight"])
         moves.append(f"{KINDS[kind]} ({best['kl_weight']:g}) proxy {best['proxy']:.2f} -> {last['proxy']:.2f}, gold {best['gold']:.2f} -> {last['gold']:.2f}")
-    lines.append(f"- PPO, mean over seeds, from the KL weight that is best for gold to the smallest: {'; '.join(moves)}.")
+    if len(r["settings"]["kl_weights"]) > 1:
+        lines.append(f"- PPO, mean over seeds, from the KL weight that is best for gold to the smallest: {'; '.join(moves)}.")
     changes = []
     for trait, show in (("list", ".0%"), ("numbers", ".0%"), ("wrong_facts", ".2f")):
         after = seeds("pretrain", lambda run: format(run["traits"][trait], show))
