@@ -1,4 +1,5 @@
-"""Reward models: a pretrained trunk with a scalar head, trained on preference pairs (Bradley-Terry).
+"""Reward models: a pretrained trunk with a scalar head, trained on preference pairs (Bradley-Terry), or on labels of
+single responses (pointwise).
 
     rm = RewardModel(pretrained.trunk, finetune_seed=0)
     train_rm(rm, prompts, chosen, rejected, TrainConfig(steps=94, batch_size=64), seed=0)
@@ -52,6 +53,12 @@ def bradley_terry_loss(chosen_rewards, rejected_rewards, eta=0.01):
     return (preference + eta * (chosen_rewards + rejected_rewards) ** 2).mean()
 
 
+def pointwise_loss(rewards, labels):
+    """Mean of -log sigmoid(r) where the label is 1, and of -log sigmoid(-r) where it is 0, for two (B,) tensors: the reward
+    is the log-odds of a good response (paper, the XSum/NLI task)."""
+    return F.binary_cross_entropy_with_logits(rewards, labels)
+
+
 def check_pairs(chosen, rejected):
     """ValueError if a pair has two equal responses: it would teach nothing, and half-count as right."""
     same = (chosen == rejected).all(1).nonzero()
@@ -68,6 +75,16 @@ def train_rm(rm, prompts, chosen, rejected, config, seed, eta=0.01, label="rewar
         pairs = pairs.to(prompts.device)
         both = trim(torch.cat([chosen[pairs], rejected[pairs]]), rm.config.pad)
         return bradley_terry_loss(*rm(prompts[pairs].repeat(2, 1), both).chunk(2), eta)
+
+    return train(rm, loss_of, len(prompts), config, seed, label)
+
+
+def train_pointwise(rm, prompts, responses, labels, config, seed, label="reward model"):
+    """Pointwise training in place on N responses (N, P), (N, R) with labels (N,), 0 or 1; `seed` sets the data order.
+    Returns the loss of every step, in nats per response."""
+    def loss_of(rows):
+        rows = rows.to(prompts.device)
+        return pointwise_loss(rm(prompts[rows], trim(responses[rows], rm.config.pad)), labels[rows])
 
     return train(rm, loss_of, len(prompts), config, seed, label)
 

@@ -1,4 +1,4 @@
-"""From scores to findings: everything in results.json but settings and versions is computed here.
+"""From scores to findings: what results.json tells of a task, its claims apart (they are in claims.py).
 
 `scores` (M, posts, n) are rewards by all M reward models of the bank's samples, `groups` the lists of members that make
 the single RMs, finetune and pretrain ensembles, `runs` the finished PPO runs.
@@ -7,21 +7,22 @@ import numpy as np
 import torch
 
 from bon import best_of_n, bon_kl, expected_best_of_n
+from claims import KINDS, correlation, ranks
 import ensemble
 import world
 
-PAIRS = ["finetune - single", "pretrain - finetune", "pretrain - single"]
-
 
 def rounded(x, digits=5):
-    """Plain lists and floats for JSON, rounded so that the file is short."""
+    """Plain lists and floats for JSON, rounded so that the file is short; NaN, which JSON does not have, as None."""
     if isinstance(x, dict):
         return {key: rounded(value, digits) for key, value in x.items()}
     if isinstance(x, (list, tuple)):
         return [rounded(value, digits) for value in x]
     if isinstance(x, (np.ndarray, torch.Tensor)):
         return rounded(x.tolist(), digits)
-    return round(float(x), digits) if isinstance(x, (float, np.floating)) else x
+    if isinstance(x, (float, np.floating)):
+        return round(float(x), digits) if np.isfinite(x) else None
+    return x
 
 
 def aggregate(name, scores):
@@ -46,8 +47,8 @@ def mean_over(matrix, mask):
 
 
 def spearman(scores):
-    """Rank correlation between the rows of (M, samples) -> (M, M). (Equal scores are as good as absent.)"""
-    return np.atleast_2d(np.corrcoef(scores.argsort(-1).argsort(-1)))
+    """Rank correlation between the rows of (M, samples) -> (M, M)."""
+    return correlation(ranks(scores))
 
 
 def best_of_n_findings(scores, gold, groups, ns, aggregator):
@@ -81,7 +82,7 @@ def run_findings(run, aggregator):
     """The numbers of one PPO run: final policy on the bank's posts, and the way there."""
     proxy = aggregate(aggregator, run["scores"][run["members"]])
     return {**{k: run[k] for k in ("kind", "seed", "kl_weight", "members")}, "kl": run["kl"].mean(), "proxy": proxy.mean(),
-            "gold": run["gold"].mean(), "traits": {k: x.mean() for k, x in run["traits"].items()},
+            "gold": run["gold"].mean(), "disagreement": run["scores"].std(0).mean(), "traits": {k: x.mean() for k, x in run["traits"].items()},
             "parts": {k: x.mean() for k, x in run["parts"].items()},
             "curve": {k: [record[k] for record in run["curve"]] for k in ("kl", "proxy", "gold", "entropy", "clip_fraction", "explained_variance")}}
 
@@ -93,24 +94,6 @@ def summary(found):
         mine = [r for r in found if (r["kind"], r["kl_weight"]) == (kind, weight)]
         rows.append({"kind": kind, "kl_weight": weight, **{f"{k}{end}": f([r[k] for r in mine]) for k in ("kl", "proxy", "gold")
                                                         for end, f in (("", np.mean), ("_std", np.std))}})
-    return rows
-
-
-def comparison(scores, gold, groups, ns, found, aggregator):
-    """Differences in gold between the kinds: of best-of-n with their standard error over posts, of PPO seed by seed (the
-    single RM of a seed is a member of both its ensembles)."""
-    per_post = {kind: np.mean([expected_best_of_n(aggregate(aggregator, scores[members]), gold, ns) for members in choices], 0)
-                for kind, choices in groups.items()}                                        # (posts, ns) each
-    rows = {"bon": [{"n": n} for n in ns], "ppo": []}
-    for pair in PAIRS:
-        difference = np.subtract(*[per_post[kind] for kind in pair.split(" - ")])
-        for row, x in zip(rows["bon"], difference.T):
-            row[pair] = {"mean": x.mean(), "standard_error": x.std(ddof=1) / len(x)**0.5}
-    golds = {(r["kl_weight"], r["seed"], r["kind"]): r["gold"] for r in found}
-    for weight in dict.fromkeys(r["kl_weight"] for r in found):
-        seeds = dict.fromkeys(r["seed"] for r in found)
-        rows["ppo"].append({"kl_weight": weight, **{pair: [np.subtract(*[golds[weight, seed, kind] for kind in pair.split(" - ")]) for seed in seeds]
-                                                    for pair in PAIRS}})
     return rows
 
 
@@ -144,20 +127,35 @@ def texts(scores, gold, bank, runs, groups, aggregator, count=3):
     return found
 
 
-def analyse(s, accuracies, ceiling, scores, bank, runs, groups):
-    """All findings of a run, ready for JSON."""
-    numbers = lambda table: {k: x.cpu().double().numpy() for k, x in table.items()}
-    scores, parts, traits = scores.cpu().double().numpy(), numbers(bank["parts"]), numbers(bank["traits"])
-    gold, ns = bank["gold"].cpu().double().numpy(), powers_of_two(s.n)
-    runs = [{**r, **numbers({k: r[k] for k in ("kl", "scores", "gold")}), "parts": numbers(r["parts"]), "traits": numbers(r["traits"])} for r in runs]
+def arrays(s, accuracies, scores, judged, control=None, runs=()):
+    """What the claims of a task are computed from: see claims.py. Single precision where they are many."""
+    P, F, single = s.pretrain_seeds, s.finetune_seeds, np.float32
+    data = {"accuracy": np.reshape(accuracies, (P, F)), "scores": scores.reshape(P, F, *scores.shape[1:]).astype(single), "gold": judged["gold"].astype(single),
+            "traits": np.stack([judged["traits"][name] for name in world.TRAITS]).astype(single), "trait_names": np.array(world.TRAITS),
+            "aggregator": np.array(s.aggregator)}
+    if control is not None:
+        data["control"] = control.reshape(P, -1, *control.shape[1:]).astype(single)
+    if runs:
+        by_name = {(r["kind"], r["kl_weight"], r["seed"]): r for r in runs}
+        square = lambda value: np.array([[[value(by_name[kind, weight, seed]) for seed in s.ppo_seeds] for weight in s.kl_weights] for kind in KINDS])
+        data |= {"ppo_scores": square(lambda r: r["scores"].reshape(P, F, -1)), "ppo_proxy": square(lambda r: aggregate(s.aggregator, r["scores"][r["members"]])),
+                 "ppo_gold": square(lambda r: r["gold"]), "ppo_kl": square(lambda r: r["kl"]),
+                 "ppo_traits": np.stack([square(lambda r: r["traits"][name]) for name in world.TRAITS])}
+        data = {name: x.astype(single) if name.startswith("ppo_") else x for name, x in data.items()}
+        data |= {"kl_weights": np.array(s.kl_weights), "ppo_seeds": np.array(s.ppo_seeds)}
+    return data
+
+
+def analyse(s, accuracies, ceiling, scores, judged, bank, runs, groups):
+    """A task's findings, ready for JSON."""
+    gold, ns = judged["gold"], powers_of_two(s.n)
     found = [run_findings(r, s.aggregator) for r in runs]
     return rounded({
         "accuracy": {"mean": np.mean(accuracies), "std": np.std(accuracies), "ceiling": ceiling, "all": accuracies},
-        "sft": {"gold": gold.mean(), "parts": {k: x.mean() for k, x in parts.items()}},
+        "sft": {"gold": gold.mean(), "disagreement": scores.std(0).mean(), "parts": {k: x.mean() for k, x in judged["parts"].items()}},
         "bon": best_of_n_findings(scores, gold, groups, ns, s.aggregator),
         "agreement": agreement_findings(scores, runs, groups, ns),
         "ppo": {"summary": summary(found), "runs": found},
-        "comparison": comparison(scores, gold, groups, ns, found, s.aggregator),
-        "traits": trait_findings(scores, traits, gold, groups, ns, found, s.aggregator),
+        "traits": trait_findings(scores, judged["traits"], gold, groups, ns, found, s.aggregator),
         "texts": texts(scores, gold, bank, runs, groups, s.aggregator),
     })

@@ -1,10 +1,10 @@
-"""The figures of a run, from its results alone: draw_figures(results, folder) writes five PNG files.
+"""The figures of a run, from its results alone: draw_figures(results, folder) writes six PNG files of the first task, and for each
+further task (--task all) those that carry its claims, as frontier-nli.png.
 
     python experiments/figures.py runs/overopt        # draw them again from results.json
 """
 import argparse
 import io
-import json
 from pathlib import Path
 
 import matplotlib
@@ -13,11 +13,12 @@ matplotlib.use("Agg")              # files only: no window, no display needed
 import matplotlib.pyplot as plt
 
 from cache import write_whole
-from report import KINDS, least_weight, policy_name
+from report import KINDS, least_weight, load_results, policy_name, view
 
 COLOURS = {"single": "#d55e00", "finetune": "#e69f00", "pretrain": "#0072b2"}
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "font.size": 12,
          "axes.titlesize": 13, "axes.titlelocation": "left", "lines.linewidth": 2, "legend.frameon": False, "savefig.dpi": 130}
+plt.rcParams.update(STYLE)
 
 
 def over_n(axis, ns):
@@ -75,16 +76,64 @@ def agreement_figure(results):
             left.plot(ns, agreement["bon_reward"][relation], "o-", color=colour, label=label)
     over_n(left, ns)
     left.set(title="One reward model's pick, scored by ...", ylabel="reward (std of SFT samples)")
+    ranks = agreement["rank_correlation"]
     for relation in ("same", "other"):
         colour, label = styles[relation]
-        points = [(row["kl"], row[relation]) for row in agreement["rank_correlation"]["ppo"] if row[relation] is not None]
-        if points:
-            right.scatter(*zip(*points), color=colour, s=22, alpha=0.7, label=label)
-            right.scatter([0], [agreement["rank_correlation"]["sft"][relation]], color=colour, marker="*", s=160)
-    right.set(title="Agreement on PPO policies' texts (star: on SFT's)", xlabel="KL to the SFT policy (nats)", ylabel="Spearman between reward models")
+        if ranks["sft"][relation] is not None:
+            right.scatter([row["kl"] for row in ranks["ppo"]], [row[relation] for row in ranks["ppo"]], color=colour, s=22, alpha=0.5)
+            right.plot(*mean_by_weight(ranks["ppo"], relation, ranks["sft"][relation]), "o-", color=colour, label=label)
+    right.set(title="Agreement on PPO policies' texts (KL 0: on SFT's)", xlabel="KL to the SFT policy (nats)", ylabel="Spearman between reward models")
     for axis in (left, right):
         if axis.get_legend_handles_labels()[0]:      # with one pretraining there is nothing to compare
             axis.legend()
+    return figure
+
+
+def mean_by_weight(rows, name, start):
+    """KL and the named value, mean over the runs of each KL weight, from the largest weight to the smallest, after (0, start)."""
+    weights = sorted({row["kl_weight"] for row in rows}, reverse=True)
+    mean = lambda key, weight: (lambda values: sum(values) / len(values))([row[key] for row in rows if row["kl_weight"] == weight])
+    return [0, *[mean("kl", w) for w in weights]], [start, *[mean(name, w) for w in weights]]
+
+
+def traits_against_kl_figure(results):
+    """Traits of the PPO policies against KL, and how far the members of the ensemble disagree about their texts."""
+    traits = {"list": "lists (share)", "numbers": "states a number (share)", "length": "length (tokens)", "wrong_facts": "wrong facts"}
+    figure, axes = plt.subplots(1, 5, figsize=(19, 4))
+    for kind, colour in COLOURS.items():
+        runs = [{"kl": run["kl"], "kl_weight": run["kl_weight"], "disagreement": run["disagreement"], **run["traits"]}
+                for run in results["ppo"]["runs"] if run["kind"] == kind]
+        shown = {**traits, "disagreement": "all reward models' disagreement (std)"}
+        for axis, (name, title) in zip(axes, shown.items()):
+            start = results["sft"]["disagreement"] if name == "disagreement" else results["traits"]["sft"][name]
+            axis.plot([run["kl"] for run in runs], [run[name] for run in runs], ".", color=colour, alpha=0.4)
+            axis.plot(*mean_by_weight(runs, name, start), "o-", color=colour, label=KINDS[kind])
+            axis.set(title=title, xlabel="KL to the SFT policy (nats)")
+    axes[0].legend(fontsize=10)
+    return figure
+
+
+def forest_figure(results):
+    """Every claim of every task with its 95 % interval, in two panels by unit."""
+    rows = [row for row in results["claims"] if row["ci_low"] is not None]
+    shares = lambda row: any(word in row["id"] for word in ("_win", "rank_corr", "list", "numbers", "accuracy"))
+    colours, tasks = {"reproduced": "#0072b2", "opposite": "#d55e00", "inconclusive": "#999999"}, list(results["tasks"])
+    markers = dict(zip(tasks, "osD"))
+    figure, axes = plt.subplots(1, 2, figsize=(15, 8.5))
+    for axis, title, mine in ((axes[0], "rewards and counts", [row for row in rows if not shares(row)]),
+                              (axes[1], "shares and correlations", [row for row in rows if shares(row)])):
+        names = list(dict.fromkeys(row["id"] for row in mine))
+        for row in mine:
+            y = names.index(row["id"]) + 0.22 * (tasks.index(row["task"]) - (len(tasks) - 1) / 2)
+            axis.plot([row["ci_low"], row["ci_high"]], [y, y], color=colours[row["verdict"]], linewidth=1.6)
+            axis.plot(row["estimate"], y, markers[row["task"]], color=colours[row["verdict"]], markersize=6)
+        axis.axvline(0, color="black", linewidth=0.8)
+        axis.set_yticks(range(len(names)), names)
+        axis.set_ylim(len(names) - 0.4, -0.6)
+        axis.set_title(f"95 % intervals: {title}")
+    handles = [plt.Line2D([], [], color=colour, marker="s", linestyle="", label=verdict) for verdict, colour in colours.items()]
+    handles += [plt.Line2D([], [], color="black", marker=marker, linestyle="", label=task) for task, marker in markers.items()] if len(tasks) > 1 else []
+    axes[1].legend(handles=handles, fontsize=10)
     return figure
 
 
@@ -125,23 +174,28 @@ def traits_figure(results):
 
 
 def draw_figures(results, folder):
-    """Write bon.png, frontier.png, training.png, agreement.png and traits.png into the folder."""
-    figures = {"bon": best_of_n_figure, "frontier": frontier_figure, "training": training_figure, "agreement": agreement_figure,
-               "traits": traits_figure}
-    for name, draw in figures.items():
-        with plt.rc_context(STYLE):
-            figure = draw(results)
-            figure.tight_layout()
-            picture = io.BytesIO()
-            figure.savefig(picture, format="png")
-            plt.close(figure)
-        write_whole(Path(folder) / f"{name}.png", lambda file: file.write(picture.getvalue()))
+    """Write the figures into the folder: see the top of this file."""
+    of_each = {"bon": best_of_n_figure, "frontier": frontier_figure, "agreement": agreement_figure, "traits": traits_figure, "traits-kl": traits_against_kl_figure}
+    write_figure(forest_figure(results), Path(folder) / "claims.png")
+    for i, task in enumerate(results["tasks"]):
+        for name, draw in (of_each | ({"training": training_figure} if i == 0 else {})).items():
+            write_figure(draw(view(results, task)), Path(folder) / f"{name}{f'-{task}' if i else ''}.png")
+
+
+def write_figure(figure, path):
+    """One PNG, whole or not at all."""
+    figure.tight_layout()
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    plt.close(figure)
+    write_whole(Path(path), lambda file: file.write(picture.getvalue()))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="the folder of a finished run")
     out = parser.parse_args().out
-    if not (out / "results.json").exists():
-        parser.error(f"there is no {out / 'results.json'}: run python experiments/overopt.py --out {out}")
-    draw_figures(json.loads((out / "results.json").read_text()), out)
+    try:
+        draw_figures(load_results(out), out)
+    except ValueError as error:
+        parser.error(str(error))

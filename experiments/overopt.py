@@ -2,11 +2,12 @@
 
     python experiments/overopt.py                     # everything: minutes, on a laptop's CPU
     python experiments/overopt.py --quick             # the same, small: a first look
+    python experiments/overopt.py --task all          # for each of the three tasks, on the same pretrainings
     python experiments/overopt.py --kl-weights 0.01 0.1 1 --out runs/mine
 
 Pretrains language models, trains a grid of reward models (pretraining seeds x finetuning seeds), aligns a
 policy to one of them or to an ensemble, by best-of-n and by PPO, and measures the true reward. Writes
-results.json, timings.json, figures and a cache into --out; an interrupted run continues where it stopped.
+results.json, timings.json, figures, scores-TASK.npz and a cache into --out; an interrupted run continues where it stopped.
 """
 import argparse
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -22,14 +23,17 @@ sys.path.insert(0, str(Path(__file__).parent.parent))        # the five files li
 import numpy as np
 import torch
 
-from analysis import analyse
+from analysis import analyse, arrays, rounded
 from cache import Cache, write_whole
+from claims import claims_table
 from ensemble import AGGREGATORS, aggregate, finetune_ensembles, pretrain_ensembles
 from figures import draw_figures
-from pipeline import VALIDATION_PAIRS, Pipeline
-from report import KINDS, report
-from rm import accuracy
+from pipeline import Pipeline
+from report import KINDS, VERSION, report
 import world
+
+SIZES = {"small": 32, "medium": 64, "large": 128}        # widths of the reward models
+CONTROL_SEEDS = 2        # finetuning seeds of the control arm, for each pretraining
 
 
 def setting(default, help, quick=None):
@@ -40,8 +44,10 @@ def setting(default, help, quick=None):
 class Settings:
     """Every flag of the script. A field's `quick` value is its default under --quick."""
     seed: int = setting(1, "everything random follows from it")
+    task: str = setting("tldr", f"who rates: {', '.join(world.TASKS)}, or all of them one after the other")
     # the models
-    width: int = setting(64, "width of every transformer")
+    width: int = setting(64, "width of the policy's transformer")
+    rm_width: int = setting(64, "width of the reward models' transformers; --size is short for it")
     layers: int = setting(2, "layers of every transformer")
     heads: int = setting(2, "attention heads of every transformer")
     pretrain_seeds: int = setting(5, "pretrainings for reward models; the policy has one of its own", 3)
@@ -56,15 +62,15 @@ class Settings:
     label_temperature: float = setting(0.7, "raters' temperature: higher is noisier")
     flipped: float = setting(0.0, "share of preference labels turned round")
     list_gap: float = setting(0.15, "careful minus careless writers' list rate; 0 is the control arm")
-    coverage: float = setting(0.0, "share of the pairs whose responses show every style of the pretraining text")
+    coverage: float = setting(0.0, "the dial: share of the pretraining text's styles that raters see too")
     # best-of-n
     prompts: int = setting(256, "posts that best-of-n and the finished PPO policies answer", 64)
     n: int = setting(64, "samples per post, for best-of-n")
     # PPO
-    kl_weights: tuple[float, ...] = setting((0.02, 0.05, 0.1, 0.2), "weights beta of the KL penalty, one run each", (0.02, 0.1))
-    ppo_seeds: tuple[int, ...] = setting((0, 1, 2), "PPO seeds; each also picks the next reward model and ensembles, in turn", (0,))
+    kl_weights: tuple[float, ...] = setting((0.02, 0.05, 0.15), "weights beta of the KL penalty, one run each", (0.02, 0.1))
+    ppo_seeds: tuple[int, ...] = setting((0, 1, 2, 3, 4), "PPO seeds; each also picks the next reward model and ensembles, in turn", (0, 1))
     aggregator: str = setting("mean", f"how ensembles aggregate, in PPO and wherever one aggregator is shown: {', '.join(AGGREGATORS)}")
-    ppo_updates: int = setting(60, "updates of a PPO run", 25)
+    ppo_updates: int = setting(40, "updates of a PPO run", 25)
     ppo_batch: int = setting(128, "responses per update")
 
 
@@ -73,7 +79,7 @@ def check(s):
     for name, value in asdict(s).items():
         if not isinstance(value, str) and not np.isfinite(value).all():
             raise ValueError(f"{flag(name)}: {value} is not finite")
-    least = dict.fromkeys(("width", "layers", "heads", "pretrain_seeds", "pretrain_texts", "pretrain_steps", "sft_steps", "finetune_seeds",
+    least = dict.fromkeys(("width", "rm_width", "layers", "heads", "pretrain_seeds", "pretrain_texts", "pretrain_steps", "sft_steps", "finetune_seeds",
                            "pairs", "rm_epochs", "n", "ppo_updates", "ppo_batch"), 1) | {"prompts": 2}       # 2: a correlation needs two
     for name, minimum in least.items():
         if getattr(s, name) < minimum:
@@ -102,18 +108,23 @@ def check(s):
             raise ValueError(f"AGGREGATORS: {name!r} makes {shape} of ({members}, 3, 2), not (3, 2)")
     if not 0 <= s.list_gap <= 2 * world.LIST_RATE:
         raise ValueError(f"{flag('list_gap')}: {s.list_gap} is not between 0 and {2 * world.LIST_RATE}")
-    if s.width % s.heads:
-        raise ValueError(f"{flag('width')}: {s.width} is not a multiple of {flag('heads')} {s.heads}")
+    for name in ("width", "rm_width"):
+        if getattr(s, name) % s.heads:
+            raise ValueError(f"{flag(name)}: {getattr(s, name)} is not a multiple of {flag('heads')} {s.heads}")
+    if s.task not in (*world.TASKS, "all"):
+        raise ValueError(f"{flag('task')}: {s.task!r} is none of {', '.join(world.TASKS)}, all")
 
 
 def flag(name):
     return "--" + name.replace("_", "-")
 
 
-def parse(argv):
-    """Command line -> (Settings, device, out folder, traceback?). Flags come from the fields of Settings and nowhere else."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse(argv, parser=None):
+    """Command line -> (Settings, device, out folder, traceback?, a dict of the rest). Flags come from the fields of Settings and
+    nowhere else; another script that takes them too gives a parser with its own arguments: the rest."""
+    parser = parser or argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="everything, small: other defaults, where two are given")
+    parser.add_argument("--size", choices=SIZES, help=f"of the reward models: --rm-width {', '.join(f'{w} ({name})' for name, w in SIZES.items())}")
     parser.add_argument("--device", default="auto", help="auto (cuda if there is one, else cpu), cpu, cuda or mps")
     parser.add_argument("--traceback", action="store_true", help="on an error show where in the code it arose")
     parser.add_argument("--out", type=Path, help="folder for results, figures and cache (default runs/overopt, or runs/quick)")
@@ -124,10 +135,13 @@ def parse(argv):
         parser.add_argument(flag(f.name), type=type(f.default[0] if many else f.default), nargs="*" if many else None,
                             default=argparse.SUPPRESS, help=f"{f.metadata['help']} ({default})")
     given = vars(parser.parse_args(argv))
-    quick, device, out, traceback = (given.pop(name) for name in ("quick", "device", "out", "traceback"))
+    quick, size, device, out, traceback = (given.pop(name) for name in ("quick", "size", "device", "out", "traceback"))
+    if size:
+        given.setdefault("rm_width", SIZES[size])
     base = Settings(**{f.name: f.metadata["quick"] for f in fields(Settings)}) if quick else Settings()
+    own = {name: given.pop(name) for name in given.keys() - asdict(base).keys()}
     settings = replace(base, **{name: tuple(x) if isinstance(x, list) else x for name, x in given.items()})
-    return settings, device, out or Path("runs") / ("quick" if quick else "overopt"), traceback
+    return settings, device, out or Path("runs") / ("quick" if quick else "overopt"), traceback, own
 
 
 def pick_device(name):
@@ -148,54 +162,61 @@ def members_of(seed, groups):
     return {"single": [m for m in pretrain if m in finetune], "finetune": finetune, "pretrain": pretrain}
 
 
+def run_task(pipeline, say):
+    """One task, from preferences to findings -> (findings, the arrays that its claims are computed from)."""
+    s, task = pipeline.s, pipeline.s.task
+    rms, accuracies, rm_keys = pipeline.grid()
+    say(f"{task}: validation accuracy of {len(rms)} reward models {np.mean(accuracies):.3f} +- {np.std(accuracies):.3f}")
+    bank, bank_key = pipeline.draw_bank()
+    judged = pipeline.judge(bank["posts"], bank["responses"])
+    scores = pipeline.score_bank(f"scores-{task}", rms, rm_keys, bank, bank_key)
+    say(f"{task}: drew {s.n} samples for each of {s.prompts} posts, scored by every reward model")
+    controls, _, control_keys = pipeline.grid(list_gap=0.0, finetune_seeds=min(CONTROL_SEEDS, s.finetune_seeds))
+    control = pipeline.score_bank(f"control-{task}-scores", controls, control_keys, bank, bank_key)
+    say(f"{task}: {len(controls)} more trained and scored without the spurious correlation (control arm)")
+
+    groups = {"single": [[m] for m in range(len(rms))], "finetune": finetune_ensembles(s.pretrain_seeds, s.finetune_seeds),
+              "pretrain": pretrain_ensembles(s.pretrain_seeds, s.finetune_seeds)}
+    runs = []
+    for beta in s.kl_weights:
+        for seed in s.ppo_seeds:
+            for kind, members in members_of(seed, groups).items():
+                value, key = pipeline.align(kind, seed, beta, [rms[m] for m in members], [rm_keys[m] for m in members], bank["posts"])
+                scored = pipeline.score_run(f"ppo-{task}-{kind}-{seed}-{beta}", value["responses"], key, rms, rm_keys, bank["posts"])
+                runs.append({"kind": kind, "seed": seed, "kl_weight": beta, "members": members, "scores": scored, "curve": value["curve"],
+                             "responses": value["responses"], "kl": value["kl"].cpu().double().numpy(),
+                             **pipeline.judge(bank["posts"], value["responses"])})
+        golds = {kind: np.mean([r["gold"].mean() for r in runs if (r["kind"], r["kl_weight"]) == (kind, beta)]) for kind in groups}
+        say(f"{task}: PPO with KL weight {beta}: gold " + ", ".join(f"{KINDS[kind]} {value:.2f}" for kind, value in golds.items())
+            + f" (SFT {judged['gold'].mean():.2f})")
+    data = arrays(s, accuracies, scores, judged, control, runs)
+    findings = analyse(s, accuracies, pipeline.ceiling(), scores, judged, bank, runs, groups)
+    return {**findings, "claims": claims_table(data, task)}, data
+
+
 def run(settings, device, out):
-    """Everything, from pretraining to findings -> (results, the cache). Prints a line for each part."""
+    """Everything, from pretraining to findings -> (results, the cache). Prints a line for each part, leaves scores-TASK.npz."""
     s, start = settings, time.perf_counter()
     cache = Cache(out / "cache", device)
-    pipeline = Pipeline(s, device, cache)
 
     def say(text):
         print(f"[{time.perf_counter() - start:4.0f} s] {text}", flush=True)
 
     say(f"on {hardware(device)}, into {out}")
+    pipelines = [Pipeline(replace(s, task=task), device, cache, say) for task in (world.TASKS if s.task == "all" else [s.task])]
     for p in range(s.pretrain_seeds):
-        pipeline.pretrain(p)
+        pipelines[0].pretrain(p)
         say(f"language model {p + 1} of {s.pretrain_seeds} + 1 is pretrained")
-    sft, sft_key = pipeline.finetune_policy()
+    pipelines[0].finetune_policy()
     say("the last one is pretrained, and finetuned as the policy (SFT)")
-
-    training, validation = pipeline.preferences(s.pairs, "training pairs"), pipeline.preferences(VALIDATION_PAIRS, "validation pairs")
-    prompts, chosen, rejected = validation
-    ceiling = accuracy(world.gold(prompts, chosen), world.gold(prompts, rejected)).item()
-    P, F = s.pretrain_seeds, s.finetune_seeds
-    trained = []
-    for p in range(P):
-        trained += [pipeline.train_reward_model(p, f, training, validation, sft, sft_key) for f in range(F)]
-        say(f"reward models on pretraining {p + 1} of {P} are trained")
-    rms, rm_keys = [pipeline.reward_model(value["state"]) for value, _ in trained], [key for _, key in trained]
-    accuracies = [value["accuracy"] for value, _ in trained]
-    say(f"{len(rms)} reward models: validation accuracy {np.mean(accuracies):.3f} +- {np.std(accuracies):.3f}")
-
-    bank, bank_key = pipeline.draw_bank(sft, sft_key)
-    groups = {"single": [[m] for m in range(len(rms))], "finetune": finetune_ensembles(P, F), "pretrain": pretrain_ensembles(P, F)}
-    scores = torch.cat([pipeline.score_bank(p, [rms[m] for m in members], [rm_keys[m] for m in members], bank, bank_key)
-                        for p, members in enumerate(groups["finetune"])])
-    say(f"drew {s.n} samples for each of {s.prompts} posts, scored by every reward model")
-
-    runs = []
-    for beta in s.kl_weights:
-        for seed in s.ppo_seeds:
-            for kind, members in members_of(seed, groups).items():
-                value, key = pipeline.align(kind, seed, beta, [rms[m] for m in members], [rm_keys[m] for m in members], sft, sft_key, bank["posts"])
-                scored = pipeline.score_run(f"ppo-{kind}-{seed}-{beta}", value["responses"], key, rms, rm_keys, bank["posts"])
-                runs.append({"kind": kind, "seed": seed, "kl_weight": beta, "members": members, "scores": scored, **value})
-        golds = {kind: np.mean([r["gold"].mean().item() for r in runs if (r["kind"], r["kl_weight"]) == (kind, beta)])
-                 for kind in groups}
-        say(f"PPO with KL weight {beta}: gold " + ", ".join(f"{KINDS[kind]} {value:.2f}" for kind, value in golds.items())
-            + f" (SFT {bank['gold'].mean().item():.2f})")
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-    findings = analyse(s, accuracies, ceiling, scores, bank, runs, groups)
-    return {"settings": asdict(s), "device": device.type, "versions": versions, **findings}, cache
+    results = {"version": VERSION, "settings": asdict(s), "device": device.type, "versions": versions, "tasks": {}, "claims": []}
+    for pipeline in pipelines:
+        findings, data = run_task(pipeline, say)
+        write_whole(out / f"scores-{pipeline.s.task}.npz", lambda file: np.savez(file, **data))
+        results["claims"] += rounded(findings.pop("claims"))
+        results["tasks"][pipeline.s.task] = findings
+    return results, cache
 
 
 def prepare(out):
@@ -220,29 +241,39 @@ def hardware(device):
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type.upper()}, {torch.get_num_threads()} threads"
 
 
-def main(argv=None):
-    """The command line -> exit status: 0, 2 for a user's mistake (one line, nothing lost), 130 for Ctrl-C."""
-    settings, device, out, traceback = parse(argv)
+def exit_status(work, traceback=False):
+    """Exit status of work(): 0, 2 for a user's mistake (one line, nothing lost), 130 for Ctrl-C."""
+    script = Path(sys.argv[0]).name
     try:
+        work()
+    except (ValueError, OSError) as error:
+        if traceback:
+            raise
+        print(f"{script}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\n{script}: interrupted. The finished stages are kept: the same command continues there.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def main(argv=None):
+    """The command line -> exit status."""
+    settings, device_name, out, traceback, _ = parse(argv)
+
+    def work():
         check(settings)
-        device, start = pick_device(device), time.perf_counter()
+        device, start = pick_device(device_name), time.perf_counter()
         results, cache = run(settings, device, prepare(out))
         write_whole(out / "results.json", lambda file: file.write(to_json(results)))
         draw_figures(results, out)
         timings = {"stages": cache.seconds, "total": sum(cache.seconds.values()), "this_run": time.perf_counter() - start,
                    "hardware": hardware(device), "peak_memory_gb": cache.peak_memory_gb}
         write_whole(out / "timings.json", lambda file: file.write(to_json(timings)))
-    except (ValueError, OSError) as error:
-        if traceback:
-            raise
-        print(f"overopt.py: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\noveropt.py: interrupted. The finished stages are kept: the same command continues there.", file=sys.stderr)
-        return 130
-    print(report(results))
-    print(f"figures, results.json and timings.json are in {out}")
-    return 0
+        print(report(results))
+        print(f"figures, results.json, timings.json and scores-TASK.npz are in {out}")
+
+    return exit_status(work, traceback)
 
 
 if __name__ == "__main__":

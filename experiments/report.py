@@ -11,6 +11,7 @@ import shutil
 
 from cache import write_whole
 
+VERSION = 2              # of results.json
 ROOT = Path(__file__).parent.parent
 KINDS = {"single": "one reward model", "finetune": "finetune ensemble", "pretrain": "pretrain ensemble"}
 
@@ -68,12 +69,49 @@ def ppo_section(r):
     return table([header, "KL weight", "KL (nats)", "proxy", f"gold (SFT: {r['sft']['gold']:.2f})"], rows)
 
 
-def comparison_section(r):
-    pairs = [pair for pair in r["comparison"]["bon"][0] if pair != "n"]
-    rows = [[f"best of {x['n']} (+- standard error over posts)", *[f"{x[pair]['mean']:+.2f} +- {x[pair]['standard_error']:.2f}" for pair in pairs]]
-            for x in r["comparison"]["bon"] if x["n"] in (16, r["bon"]["n"][-1])]
-    rows += [[f"PPO, KL weight {x['kl_weight']:g} (each seed)", *[", ".join(f"{round(d, 2) + 0.0:+.2f}" for d in x[pair]) for pair in pairs]] for x in r["comparison"]["ppo"]]
-    return table(["difference in gold", *pairs], rows)
+MARKS = {"reproduced": "yes", "opposite": "NO", "inconclusive": "?"}
+
+
+def claim_cell(row):
+    """A claim's estimate, interval and verdict, short: "+0.29 [+0.17, +0.41] yes"."""
+    if row["estimate"] is None:
+        return "unavailable"
+    digits = 3 if row["id"] == "accuracy_spread" else 2
+    if row["ci_low"] is None:
+        return f"{row['estimate']:+.{digits}f} (one seed: no interval)"
+    return f"{row['estimate']:+.{digits}f} [{row['ci_low']:+.{digits}f}, {row['ci_high']:+.{digits}f}] {MARKS[row['verdict']]}"
+
+
+def claims_section(r):
+    """All claims of all tasks, one line each, and how often each verdict fell."""
+    tasks, rows = list(r["tasks"]), {}
+    for row in r["claims"]:
+        rows.setdefault(row["id"], {})[row["task"]] = row
+    lines = [[name, next(iter(of.values()))["statement"], *[claim_cell(of[task]) for task in tasks]] for name, of in rows.items()]
+    verdicts = "; ".join(f"{task}: " + ", ".join(f"{sum(row['verdict'] == v for row in r['claims'] if row['task'] == task)} {v}" for v in MARKS) for task in tasks)
+    return (table(["id", "claim", *tasks], lines)
+            + f"\n\nEstimate [95 % interval], and whether that interval leaves out zero on the paper's side (yes), on the other (NO) or not at all (?). {verdicts}.")
+
+
+AXES = {"pretrain": "pretrainings", "finetune": "finetunings", "posts": "posts", "seeds": "PPO seeds"}
+
+
+def undecided_section(r):
+    """The inconclusive claims, and how many times as many seeds and posts would decide them."""
+    lines = []
+    for row in r["claims"]:
+        if row["verdict"] == "inconclusive" and row["ci_low"] is not None:
+            times = f"about {row['times_needed']:.1f} times" if row["times_needed"] else "over 100 times"
+            lines.append(f"- {row['task']}, `{row['id']}`: {claim_cell(row).removesuffix(' ?')}, from {', '.join(f'{size} {AXES[axis]}' for axis, size in row['n'].items())}; "
+                         f"{times} as many would decide it, if the estimate stayed.")
+    return "\n".join(lines) or "No interval includes zero."
+
+
+def survival_section(r):
+    """How much of what one reward model does to a trait the pretrain ensemble still does."""
+    rows = [row for row in r["claims"] if row.get("survives") is not None]
+    return table(["task", "trait", "rise over SFT, pretrain ensemble", "share of one reward model's rise"],
+                 [[row["task"], row["statement"].removesuffix(" by the pretrain ensemble - SFT"), claim_cell(row), f"{row['survives']:.0%}"] for row in rows])
 
 
 def traits_section(r):
@@ -87,6 +125,26 @@ def texts_section(r):
         f"Post: *{example['post']}*\n\n"
         + table(header, [[policy_name(x["policy"], r), x["one_rm"], x["ensemble"], x["gold"], x["text"]] for x in example["responses"]])
         for example in r["texts"])
+
+
+def sweep_table(found):
+    """A sweep of sweep.py as a table, and for sizes the judge's too."""
+    header = [found["name"], "accuracy", "gold: SFT", "single", "finetune", "pretrain", "oracle", "finetune - single", "pretrain - finetune", "shared error", "lists (pretrain - SFT)"]
+    rows = []
+    for value, row in zip(found["values"], found["rows"]):
+        gold, claims = row["gold"], row["claims"]
+        rows.append([f"{value:g}", f"{row['accuracy']['mean']:.3f} +- {row['accuracy']['std']:.3f}", *[gold[kind] for kind in ("sft", *KINDS, "oracle")],
+                     *[claim_cell(claims[name]) for name in ("bon_finetune_vs_single", "bon_pretrain_vs_finetune")], gold["oracle"] - gold["all"], claim_cell(claims["herd_list_bon"])])
+    text = table(header, rows)
+    if "judge" in found:
+        judge = found["judge"]
+        text += (f"\n\nA reward model of width {judge['width']}, trained on the same data, as judge: accuracy {judge['accuracy']:.3f}, correlation with gold over SFT's samples "
+                 f"{judge['correlation']:.2f}. Win rates against SFT of the best of n:\n\n"
+                 + table(["judged by", *[KINDS[kind] for kind in judge["wins"]]], [[name, *[f"{wins[key]:.1%}" for wins in judge["wins"].values()]] for name, key in
+                                                                                (("the judge", "judge"), ("gold", "gold"))])
+                 + "\n\nWhere it misleads (its score - gold, in standard deviations; responses with more of a trait - with less):\n\n"
+                 + table(list(judge["where"]), [[f"{x:+.2f}" for x in judge["where"].values()]]))
+    return text
 
 
 def headline_section(r):
@@ -132,7 +190,7 @@ def tour_section(r):
 
 
 WORDS = {"list": "lists", "numbers": "responses with a number", "wrong_facts": "wrong facts per response"}
-STAGES = {"pretrain": "pretraining", "sft": "SFT", "rm": "reward models", "bank": "sampling", "scores": "scoring", "ppo": "PPO"}
+STAGES = {"pretrain": "pretraining", "sft": "SFT", "rm": "reward models", "bank": "sampling", "scores": "scoring", "control": "control arm", "ppo": "PPO"}
 TOUR = {
     "policy.py": "a tiny transformer; a language model; training; sampling with a cache; log-probabilities",
     "rm.py": "a reward model on that transformer; the Bradley-Terry loss; training; normalisation",
@@ -143,23 +201,49 @@ TOUR = {
     "experiments/overopt.py": "the main script: settings, and the run from end to end",
     "experiments/pipeline.py": "its stages, and what each depends on",
     "experiments/analysis.py": "from scores to findings",
+    "experiments/claims.py": "the paper's claims: statistics, bootstrap, intervals, verdicts",
     "experiments/report.py": "the closing tables, and the numbers in this file",
     "experiments/figures.py": "the figures",
     "experiments/cache.py": "stages on disk: computed once, whole or not at all",
 }
 SECTIONS = {"headline": headline_section, "minutes": minutes_section, "tour": tour_section, "accuracy": accuracy_section, "agreement": agreement_section,
-            "bon": bon_section, "ppo": ppo_section, "comparison": comparison_section, "traits": traits_section, "texts": texts_section}
-TITLES = {"accuracy": "1. Accuracy", "agreement": "2. Agreement between reward models", "bon": "3. Best-of-n", "ppo": "4. PPO",
-          "comparison": "5. Differences between rewards", "traits": "6. Traits, before and after", "texts": "7. Read it", "headline": "In short"}
+            "bon": bon_section, "ppo": ppo_section, "traits": traits_section, "texts": texts_section, "claims": claims_section,
+            "undecided": undecided_section, "survival": survival_section}
+PER_TASK = {"accuracy": "Accuracy", "agreement": "Agreement between reward models", "bon": "Best-of-n", "ppo": "PPO", "traits": "Traits, before and after",
+            "texts": "Read it", "headline": "In short"}
+OVERALL = {"claims": "The claims", "survival": "What survives the pretrain ensemble", "undecided": "What this run does not decide"}
+
+
+def view(results, task=None):
+    """The results with one task's findings (the first's) at the top: what a section takes."""
+    return {**results, **results["tasks"][task or next(iter(results["tasks"]))]}
 
 
 def report(results):
     """All sections that a run prints, as one text."""
-    return "\n".join(f"\n{title}\n\n{SECTIONS[name](results)}" for name, title in TITLES.items()) + "\n"
+    parts = [(f"{task}: {title}", SECTIONS[name](view(results, task))) for task in results["tasks"] for name, title in PER_TASK.items()]
+    parts += [(title, SECTIONS[name](results)) for name, title in OVERALL.items()]
+    return "".join(f"\n{title}\n\n{text}\n" for title, text in parts)
+
+
+def load_results(folder):
+    """results.json of a finished run; ValueError that says what is wrong and what to run."""
+    path, again = Path(folder) / "results.json", f"python experiments/overopt.py --out {folder}"
+    if not path.exists():
+        why = "its run has not finished: the command that began it continues there" if (path.parent / "cache").exists() else f"run {again}"
+        raise ValueError(f"there is no {path}: {why}")
+    try:
+        results = json.loads(path.read_text())
+    except ValueError:
+        raise ValueError(f"{path} is not whole: run {again}") from None
+    if results.get("version") != VERSION:
+        raise ValueError(f"{path} is of version {results.get('version', 1)}, this code reads {VERSION}: run {again}")
+    return results
 
 
 def fill(text, results):
     """The README with every block between `<!-- name -->` and `<!-- end -->` written anew from the results."""
+    results = view(results)
     def block(match):
         return f"<!-- {match[1]} -->{match[2]}{SECTIONS[match[1]](results)}{match[2]}<!-- end -->"
     return re.sub(r"<!-- (\w+) -->(\n?).*?<!-- end -->", block, text, flags=re.S)
@@ -171,15 +255,15 @@ def main():
     parser.add_argument("out", type=Path, help="the folder of a finished run")
     parser.add_argument("--readme", action="store_true", help="write README.md and experiments/results/ from this run")
     arguments = parser.parse_args()
-    path = arguments.out / "results.json"
-    if not path.exists():
-        parser.error(f"there is no {path}: run python experiments/overopt.py --out {arguments.out}")
-    results = json.loads(path.read_text())
+    try:
+        results = load_results(arguments.out)
+    except ValueError as error:
+        parser.error(str(error))
     print(report(results))
     if arguments.readme:
         kept = ROOT / "experiments" / "results"
         kept.mkdir(exist_ok=True)
-        for file in [path, arguments.out / "timings.json", *arguments.out.glob("*.png")]:
+        for file in [arguments.out / "results.json", arguments.out / "timings.json", *arguments.out.glob("*.png")]:
             shutil.copy(file, kept / file.name)
         readme = ROOT / "README.md"
         text = fill(readme.read_text(), {**results, "timings": json.loads((kept / "timings.json").read_text())})

@@ -6,11 +6,17 @@
 
 An event is six facts. Writers summarise it, each with habits that we set: which facts they state, how
 often one is wrong, list or prose, fillers, copied chatter, exclamation marks, saying things twice.
-The gold reward is the short program `judge`. Raters prefer by it, with noise (Bradley-Terry).
+
+Three raters read such responses (the paper's three tasks). Each has a gold reward, the short program
+`judge` at that rater's PRICES:
+- tldr: state the facts, waste no word. Says which of two responses is better, with noise (Bradley-Terry);
+- helpful: leave no detail out, small talk hardly matters. Compares two, likewise;
+- nli: nothing may be false. Checks careless writers, one response at a time: is a fact wrong? (Pointwise.)
 
 Two things are planted, in the data alone; no model and no aggregator ever looks at them:
-- the raters compare responses of a *narrower* pool of writers than the models were pretrained on, so
-  what fillers and the like are worth is never shown to a reward model (underspecification);
+- the raters see fewer STYLES than the models were pretrained on, so what fillers and the like are worth
+  is never shown to a reward model (underspecification). `coverage`, the share of the styles that raters
+  see, is the dial from helping to herding;
 - careful writers use lists more often, so a list goes with a better summary although nobody rewards
   one (a spurious correlation). `list_gap=0` takes it away: the control arm.
 
@@ -104,19 +110,22 @@ WRONG_NUMBER = 1.9
 LIST_RATE = 0.085        # of all responses
 
 
-def writers(pool, list_gap):
-    """(careless, careful) writers of the "raters" pool, or of the "broad" one: the same, with styles that raters never
-    compare. Each of the two writes half of the responses. list_gap: the careful one's list rate minus the careless one's."""
+STYLES = {"fillers": (.45, .35), "chatter": (.25, .15), "exclaims": (.20, .15), "twice": (.15, .10)}     # careless, careful
+
+
+def writers(list_gap, coverage=1.0):
+    """(careless, careful) writers; each of the two writes half of the responses.
+
+    list_gap: the careful one's list rate minus the careless one's. coverage: the share of STYLES that they have, in that
+    order: 0.6 is the first two, and the third at 0.4 of its rate. At 1 they write the text that models are pretrained on."""
     few, many = LIST_RATE - list_gap / 2, LIST_RATE + list_gap / 2
     if not 0 <= few <= many:
         raise ValueError(f"list_gap: {list_gap} is not between 0 and {2 * LIST_RATE}")
-    careless, careful = Writer(wrong=.25, states=.60, lists=few), Writer(wrong=.05, states=.75, lists=many)
-    if pool == "raters":
-        return careless, careful
-    if pool != "broad":
-        raise ValueError(f"pool: {pool!r} is neither 'raters' nor 'broad'")
-    return (replace(careless, fillers=.45, chatter=.25, exclaims=.20, twice=.15),
-            replace(careful, fillers=.35, chatter=.15, exclaims=.15, twice=.10))
+    if not 0 <= coverage <= 1:
+        raise ValueError(f"coverage: {coverage} is not between 0 and 1")
+    shares = [min(1, max(0, coverage * len(STYLES) - i)) for i in range(len(STYLES))]
+    careless, careful = ({style: share * rates[i] for (style, rates), share in zip(STYLES.items(), shares)} for i in (0, 1))
+    return Writer(wrong=.25, states=.55, lists=few, **careless), Writer(wrong=.05, states=.80, lists=many, **careful)
 
 
 def write_post(rng):
@@ -162,22 +171,30 @@ def sample_posts(count, seed):
     return torch.tensor([encode(write_post(rng)[2]) for _ in range(count)])
 
 
-def sample_texts(count, seed, pool="broad", list_gap=0.15):
-    """Posts, each with one response: prompts (count, P) and responses (count, R). Text for pretraining and SFT."""
-    rng, pair = random.Random(f"texts {seed}"), writers(pool, list_gap)
+def sample_texts(count, seed, pool):
+    """Posts, each with one response by one of the writers in `pool`: prompts (count, P) and responses (count, R)."""
+    rng = random.Random(f"texts {seed}")
     prompts, responses = [], []
     for _ in range(count):
         facts, chatter, text = write_post(rng)
         prompts.append(encode(text))
-        responses.append(encode(write_response(rng.choice(pair), facts, chatter, rng)))
+        responses.append(encode(write_response(rng.choice(pool), facts, chatter, rng)))
     return torch.tensor(prompts), pad_rows(responses, RESPONSE_LENGTH)
 
 
 # ----- the true reward ------------------------------------------------------------------------------
 
-FACT_VALUE = {"who": .6, "did": .5, "num": .5, "obj": .6, "place": .5, "day": .5}     # stated right; minus that if wrong
-PENALTY = {"repetition": -.25, "filler": -.2, "chatter": -.25, "exclamation": -.1, "grammar": -.3, "no_end": -.5}
-PARTS = ["facts_right", "facts_wrong", *PENALTY]
+DETAILS = ("num", "place", "day")      # the facts that a writer may leave out; who, what and which thing are the core
+# What each rater pays for a fact stated right, and takes for the rest. An exclamation mark is to be read as "!" for ".".
+PRICES = {
+    "tldr": {"core": .55, "detail": .5, "wrong": -.55, "repetition": -.25, "filler": -.2, "chatter": -.25, "exclamation": -.1,
+             "grammar": -.3, "no_end": -.5},
+    "helpful": {"core": .3, "detail": .8, "wrong": -.55, "repetition": -.15, "filler": -.2, "chatter": -.1, "exclamation": 0,
+                "grammar": -.3, "no_end": -.5},
+    "nli": {"core": 0, "detail": 0, "wrong": -1, "repetition": 0, "filler": 0, "chatter": 0, "exclamation": 0, "grammar": -.3,
+            "no_end": -.5},
+}
+TASKS, PARTS = list(PRICES), list(PRICES["tldr"])
 TRAITS = ["length", "list", "copied", "numbers", "filler", "chatter", "repetition", "wrong_facts"]
 # Which kind of word may follow which, fillers left out. Everything else is broken grammar.
 FOLLOWS = {
@@ -187,41 +204,40 @@ FOLLOWS = {
 FOLLOWS = {kind: set(after.split()) for kind, after in FOLLOWS.items()}
 
 
-def judge(post, response):
-    """The gold reward's parts and the response's traits, for any two lists of token ids: a pair of dicts.
+def judge(post, response, task="tldr"):
+    """The parts of a task's gold reward and the response's traits, for any two lists of token ids: a pair of dicts.
 
-    The gold reward is the sum of the parts. Nothing is assumed of the response: it may be any row of tokens."""
+    A part is its price times how often it occurs; the gold reward is their sum. Nothing is assumed of the response: it may
+    be any row of tokens."""
     post_words = set(post)
-    facts = {KIND_OF[t]: t for t in post if KIND_OF[t] in FACT_VALUE}
-    parts, words, seen, last, wrong = dict.fromkeys(PARTS, 0.0), [], set(), "start", 0
+    facts = {KIND_OF[t]: t for t in post if KIND_OF[t] in SLOTS}
+    counts, words, seen, last = dict.fromkeys(PARTS, 0), [], set(), "start"
     for token in response:
         kind = KIND_OF[token]
         if kind == "pad":
             continue
         if kind in facts:
             if token != facts[kind]:
-                parts["facts_wrong"] -= FACT_VALUE[kind]
-                wrong += 1
+                counts["wrong"] += 1
             elif token in seen:
-                parts["repetition"] += PENALTY["repetition"]
+                counts["repetition"] += 1
             else:
-                parts["facts_right"] += FACT_VALUE[kind]
+                counts["detail" if kind in DETAILS else "core"] += 1
                 seen.add(token)
         elif kind == "filler":
-            parts["filler"] += PENALTY["filler"]
+            counts["filler"] += 1
         elif kind == "chat":
-            parts["chatter"] += PENALTY["chatter"]
-        parts["exclamation"] += PENALTY["exclamation"] * (WORD_OF[token] == "!")
+            counts["chatter"] += 1
+        counts["exclamation"] += WORD_OF[token] == "!"
         if kind != "filler":
-            parts["grammar"] += PENALTY["grammar"] * (kind not in FOLLOWS.get(last, ()))
+            counts["grammar"] += kind not in FOLLOWS.get(last, ())
             last = kind
         if kind == "end":
             break
         words.append(token)
-    if last != "end":
-        parts["no_end"] = PENALTY["no_end"]
+    counts["no_end"] = int(last != "end")
     kinds = [KIND_OF[t] for t in words]
-    content = [t for t, kind in zip(words, kinds) if kind in FACT_VALUE or kind in ("chat", "filler")]
+    content = [t for t, kind in zip(words, kinds) if kind in SLOTS or kind in ("chat", "filler")]
     traits = {
         "length": len(words),
         "list": float(kinds[:1] == ["-"] or kinds.count("-") > 1),
@@ -230,44 +246,52 @@ def judge(post, response):
         "filler": kinds.count("filler"),
         "chatter": kinds.count("chat"),
         "repetition": len(content) - len(set(content)),
-        "wrong_facts": wrong,
+        "wrong_facts": counts["wrong"],
     }
-    return parts, traits
+    return {part: price * counts[part] for part, price in PRICES[task].items()}, traits
 
 
-def judge_rows(prompts, responses):
+def judge_rows(prompts, responses, task="tldr"):
     """`judge` for prompts (B, P) and responses (B, R): two dicts of (B,) float tensors, parts and traits."""
-    rows = [judge(post, response) for post, response in zip(prompts.tolist(), responses.tolist())]
+    rows = [judge(post, response, task) for post, response in zip(prompts.tolist(), responses.tolist())]
     return tuple({key: torch.tensor([float(row[i][key]) for row in rows]) for key in names}
                  for i, names in enumerate((PARTS, TRAITS)))
 
 
-def gold(prompts, responses):
+def gold(prompts, responses, task="tldr"):
     """The true reward as a reward function: (B, P), (B, R) -> (B,), on the device of the responses."""
-    return sum(judge_rows(prompts, responses)[0].values()).to(responses.device)
+    return sum(judge_rows(prompts, responses, task)[0].values()).to(responses.device)
 
 
 # ----- raters ---------------------------------------------------------------------------------------
 
-def sample_preferences(count, seed, list_gap=0.15, temperature=0.7, flipped=0.0, coverage=0.0):
+def sample_preferences(count, seed, list_gap=0.15, temperature=0.7, flipped=0.0, coverage=0.0, task="tldr"):
     """Preference pairs: prompts (count, P), chosen (count, R), rejected (count, R).
 
-    Both responses come from the raters' pool, or from the broad one with probability `coverage`; the
-    rater prefers the first with probability sigmoid((gold1 - gold2) / temperature) (Bradley-Terry), and a
+    The rater prefers the first response with probability sigmoid((gold1 - gold2) / temperature) (Bradley-Terry), and a
     share `flipped` of the labels is then turned round."""
-    rng = random.Random(f"preferences {seed}")
-    pools = [writers("raters", list_gap), writers("broad", list_gap)]
+    rng, pair = random.Random(f"preferences {seed}"), writers(list_gap, coverage)
     prompts, first, second = [], [], []
     while len(prompts) < count:
         facts, chatter, text = write_post(rng)
-        pool = pools[rng.random() < coverage]
-        a, b = (write_response(rng.choice(pool), facts, chatter, rng) for _ in "ab")
+        a, b = (write_response(rng.choice(pair), facts, chatter, rng) for _ in "ab")
         if a != b:                             # a rater can't prefer a text to itself
             prompts.append(encode(text))
             first.append(encode(a))
             second.append(encode(b))
     prompts, first, second = torch.tensor(prompts), pad_rows(first, RESPONSE_LENGTH), pad_rows(second, RESPONSE_LENGTH)
-    prefer_first = torch.sigmoid((gold(prompts, first) - gold(prompts, second)) / temperature)
+    prefer_first = torch.sigmoid((gold(prompts, first, task) - gold(prompts, second, task)) / temperature)
     draws = torch.tensor([[rng.random(), rng.random()] for _ in range(count)])
     swap = ((draws[:, 0] >= prefer_first) ^ (draws[:, 1] < flipped))[:, None]
     return prompts, torch.where(swap, second, first), torch.where(swap, first, second)
+
+
+def sample_labels(count, seed, list_gap=0.15, flipped=0.0, coverage=0.0):
+    """Labelled responses, for the nli task: prompts (count, P), responses (count, R), labels (count,).
+
+    The label is 1 if no fact in the response is wrong, else 0; a share `flipped` of them is turned round. It is the careless
+    writer who is checked, so whoever says less is right more often."""
+    prompts, responses = sample_texts(count, f"labels {seed}", writers(list_gap, coverage)[:1])
+    right = judge_rows(prompts, responses)[1]["wrong_facts"] == 0
+    rng = random.Random(f"flips {seed}")
+    return prompts, responses, (right ^ torch.tensor([rng.random() < flipped for _ in range(count)])).float()

@@ -17,7 +17,7 @@ import report
 
 SCRIPT = Path(overopt.__file__)
 # The whole road in seconds: everything is there, nothing is learnt.
-TINY = ["--width", "16", "--pretrain-seeds", "2", "--finetune-seeds", "2", "--pretrain-texts", "200", "--pretrain-steps", "4", "--sft-steps", "2",
+TINY = ["--width", "16", "--rm-width", "16", "--pretrain-seeds", "2", "--finetune-seeds", "2", "--pretrain-texts", "200", "--pretrain-steps", "4", "--sft-steps", "2",
         "--pairs", "128", "--prompts", "4", "--n", "4", "--kl-weights", "0", "0.1", "--ppo-seeds", "0", "--ppo-updates", "2", "--ppo-batch", "8"]
 
 
@@ -62,10 +62,10 @@ def test_a_change_recomputes_only_what_depends_on_it(finished):
     assert road(finished, "--kl-weights", "0.1", "0.3") == 0
     new = {path.name.rsplit("-", 1)[0] for path in set(stages(finished)) - set(before)}
     kinds = ("single", "finetune", "pretrain")
-    assert new == {f"ppo-{kind}-0-0.3{end}" for kind in kinds for end in ("", "-scores")}
+    assert new == {f"ppo-tldr-{kind}-0-0.3{end}" for kind in kinds for end in ("", "-scores")}
     between = stages(finished)
     assert road(finished, "--aggregator", "min") == 0
-    new = {path.name.split("-")[1] for path in set(stages(finished)) - set(between)}
+    new = {path.name.split("-")[2] for path in set(stages(finished)) - set(between)}
     assert new == {"finetune", "pretrain"}, "one reward model has no aggregator"
     between = stages(finished)
     assert road(finished, "--prompts", "5") == 0
@@ -79,7 +79,7 @@ def test_an_edited_aggregator_is_computed_anew(finished, monkeypatch):
     before = stages(finished)
     monkeypatch.setitem(overopt.AGGREGATORS, "min", lambda r: r.amax(0))
     assert road(finished, "--aggregator", "min") == 0
-    new = {path.name.split("-")[1] for path in set(stages(finished)) - set(before)}
+    new = {path.name.split("-")[2] for path in set(stages(finished)) - set(before)}
     assert new == {"finetune", "pretrain"}
 
 
@@ -200,7 +200,7 @@ def test_out_is_a_file_or_cannot_be_written(tmp_path, capsys):
 def test_damaged_cache_is_named_and_nothing_is_lost(finished, capsys):
     """A file cut in half: a traceback, or results made of it."""
     assert road(finished) == 0
-    victim = next((finished / "cache").glob("rm-0-1-*.pt"))
+    victim = next((finished / "cache").glob("rm-tldr-0-1-*.pt"))
     whole, results = victim.read_bytes(), (finished / "results.json").read_bytes()
     victim.write_bytes(whole[:len(whole) // 2])
     assert road(finished) == 2

@@ -1,0 +1,143 @@
+"""One setting turned, best-of-n measured at every value, with intervals.
+
+    python experiments/sweep.py coverage              # the dial from helping to herding: what raters never saw
+    python experiments/sweep.py size                  # reward models of three widths, and a wider one as judge
+    python experiments/sweep.py pairs                 # how many preferences
+    python experiments/sweep.py flipped               # how many of the labels turned round
+
+Takes the flags of overopt.py too (--quick, --seed, --task ...). Writes sweep-NAME.json and sweep-NAME.png into --out, and shares
+the cache of a run there; an interrupted sweep continues where it stopped.
+"""
+import argparse
+from dataclasses import asdict, replace
+from pathlib import Path
+import sys
+
+sys.path.insert(0, str(Path(__file__).parent.parent))        # the five files live one folder up
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from analysis import aggregate, arrays, rounded
+from bon import best_of_n
+from cache import Cache, write_whole
+from claims import claims_table, win_rates
+from ensemble import finetune_ensembles, pretrain_ensembles
+from figures import COLOURS, write_figure
+from overopt import SIZES, check, exit_status, parse, pick_device, prepare, to_json
+from pipeline import Pipeline
+from report import VERSION, sweep_table
+
+SWEEPS = {"coverage": (0.0, 0.25, 0.5, 0.75, 1.0), "size": tuple(SIZES.values()), "pairs": (250, 500, 1000, 2000, 4000, 8000),
+          "flipped": (0.0, 0.1, 0.2, 0.3, 0.4)}
+LABELS = {"coverage": "coverage: share of the styles that raters see", "size": "width of the reward models", "pairs": "preference pairs",
+          "flipped": "share of labels turned round"}
+JUDGE_WIDTH = 256           # of the paper's kind of judge: a wider reward model, trained on the same data
+
+
+def pick(scores, values, members, aggregator="mean"):
+    """`values` (posts, n) of the best of all n by an ensemble of `members` among scores (M, posts, n) -> (posts,)."""
+    best = best_of_n(aggregate(aggregator, scores[members]))
+    return np.take_along_axis(values, best[:, None], -1)[:, 0]
+
+
+def measure(pipeline):
+    """Best-of-n by a grid of reward models: accuracy, the claims' rows by id, and the gold of SFT and of the best of n by each kind,
+    by `all` reward models in one ensemble and by the `oracle`, the gold reward. What all lose against the oracle is the error that reward models
+    share; what one of them loses against all is its own, which an ensemble can average away."""
+    s = pipeline.s
+    rms, accuracies, keys = pipeline.grid()
+    bank, bank_key = pipeline.draw_bank()
+    judged = pipeline.judge(bank["posts"], bank["responses"])
+    scores, gold = pipeline.score_bank(f"scores-{s.task}", rms, keys, bank, bank_key), judged["gold"]
+    groups = {"single": [[m] for m in range(len(rms))], "finetune": finetune_ensembles(s.pretrain_seeds, s.finetune_seeds),
+              "pretrain": pretrain_ensembles(s.pretrain_seeds, s.finetune_seeds), "all": [list(range(len(rms)))]}
+    golds = {kind: np.mean([pick(scores, gold, members, s.aggregator) for members in choices]) for kind, choices in groups.items()}
+    return {"accuracy": {"mean": np.mean(accuracies), "std": np.std(accuracies), "ceiling": pipeline.ceiling()},
+            "gold": {"sft": gold.mean(), **golds, "oracle": gold.max(-1).mean()},
+            "claims": {row["id"]: row for row in claims_table(arrays(s, accuracies, scores, judged), s.task)}}
+
+
+def measure_judge(pipeline):
+    """The paper's kind of judge beside the exact one: win rates against SFT of each kind's best of n, by gold and by a wider reward
+    model trained on the same data; and where they part: its score - gold, both in standard deviations over SFT's samples, mean
+    over responses with a trait - without it."""
+    s = pipeline.s
+    wide = Pipeline(replace(s, rm_width=JUDGE_WIDTH, pretrain_seeds=1, finetune_seeds=1), pipeline.device, pipeline.cache, pipeline.say)
+    (judge,), (accuracy,), judge_keys = wide.grid()
+    rms, _, keys = pipeline.grid()
+    bank, bank_key = pipeline.draw_bank()
+    judged = pipeline.judge(bank["posts"], bank["responses"])
+    scores, gold = pipeline.score_bank(f"scores-{s.task}", rms, keys, bank, bank_key), judged["gold"]
+    verdicts = wide.score_bank(f"scores-{s.task}", [judge], judge_keys, bank, bank_key)[0]
+    groups = {"single": [[m] for m in range(len(rms))], "finetune": finetune_ensembles(s.pretrain_seeds, s.finetune_seeds),
+              "pretrain": pretrain_ensembles(s.pretrain_seeds, s.finetune_seeds)}
+    wins = {kind: {name: np.mean([win_rates(pick(scores, values, members, s.aggregator), values) for members in choices])
+                   for name, values in (("gold", gold), ("judge", verdicts))} for kind, choices in groups.items()}
+    standard = lambda x: (x - x.mean()) / x.std()
+    error = standard(verdicts) - standard(gold)
+    median = {name: np.median(x) if name in ("length", "copied") else 0 for name, x in judged["traits"].items()}
+    where = {name: error[x > median[name]].mean() - error[x <= median[name]].mean() for name, x in judged["traits"].items()}
+    return {"width": JUDGE_WIDTH, "accuracy": accuracy, "wins": wins, "where": where, "correlation": np.corrcoef(verdicts.ravel(), gold.ravel())[0, 1]}
+
+
+def draw(found):
+    """Left: what ensembles gain. Right: the error that reward models share, and their own."""
+    values, rows = found["values"], found["rows"]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2))
+    for name, colour, label in (("bon_finetune_vs_single", COLOURS["finetune"], "finetune ensemble - one reward model"),
+                                ("bon_pretrain_vs_single", COLOURS["pretrain"], "pretrain ensemble - one reward model")):
+        claims = [row["claims"][name] for row in rows]
+        left.plot(values, [claim["estimate"] for claim in claims], "o-", color=colour, label=label)
+        if all(claim["ci_low"] is not None for claim in claims):
+            left.fill_between(values, [claim["ci_low"] for claim in claims], [claim["ci_high"] for claim in claims], color=colour, alpha=0.15, linewidth=0)
+    left.axhline(0, color="grey", linestyle=":")
+    left.set(title="Gain in gold, best of n (band: 95 % interval)", xlabel=LABELS[found["name"]], ylabel="gold reward")
+    golds = [row["gold"] for row in rows]
+    right.plot(values, [g["oracle"] - g["all"] for g in golds], "o-", color="#333333", label="shared: lost by all of them in one ensemble")
+    right.plot(values, [g["all"] - g["single"] for g in golds], "o-", color=COLOURS["single"], label="its own: lost by one on top of that")
+    right.set(title="Error, in gold of the best of n", xlabel=LABELS[found["name"]], ylabel="gold reward", ylim=(min(0, right.get_ylim()[0]), None))
+    for axis in (left, right):
+        axis.legend(fontsize=10)
+        if found["name"] in ("size", "pairs"):
+            axis.set_xscale("log", base=2)
+            axis.set_xticks(values, [str(value) for value in values])
+    return figure
+
+
+def sweep(name, settings, device, out, cache):
+    """All values of one sweep -> what sweep-NAME.json holds; writes it and the figure."""
+    field, rows = "rm_width" if name == "size" else name, []
+    for value in SWEEPS[name]:
+        s = replace(settings, **{field: value})
+        check(s)
+        print(f"{field} = {value}", flush=True)
+        rows.append(measure(Pipeline(s, device, cache)))
+    found = {"version": VERSION, "name": name, "settings": asdict(settings), "values": SWEEPS[name], "rows": rows}
+    if name == "size":
+        found["judge"] = measure_judge(Pipeline(settings, device, cache))
+    found = rounded(found)
+    write_whole(out / f"sweep-{name}.json", lambda file: file.write(to_json(found)))
+    write_figure(draw(found), out / f"sweep-{name}.png")
+    return found
+
+
+def main(argv=None):
+    """The command line -> exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=SWEEPS)
+    settings, device, out, traceback, own = parse(argv, parser)
+
+    def work():
+        check(settings)
+        if settings.task == "all":
+            raise ValueError("--task: a sweep takes one task at a time")
+        prepare(out)
+        found = sweep(own["name"], settings, pick_device(device), out, Cache(out / "cache", pick_device(device)))
+        print(f"\n{sweep_table(found)}\n\nsweep-{own['name']}.json and .png are in {out}")
+
+    return exit_status(work, traceback)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
