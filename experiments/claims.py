@@ -79,11 +79,14 @@ def bootstrap(statistic, sizes, replicates=REPLICATES, seed=0):
     their variance: hence the factor. An axis of one shows nothing: NaN."""
     rng = np.random.default_rng(seed)
     whole = {axis: np.arange(size) for axis, size in sizes.items()}
-    variances = {}
+    estimate, variances = statistic(whole), {}
+    known = np.isfinite(estimate)                    # without, say, a second pretraining a statistic is NaN in every draw
     for axis, m in sizes.items():
-        drawn = [statistic({**whole, axis: rng.integers(m, size=m)}) for _ in range(replicates if m > 1 else 0)]
-        variances[axis] = np.nanvar(drawn, axis=0, ddof=1) * m / (m - 1) if drawn else np.nan * statistic(whole)
-    return statistic(whole), variances
+        variances[axis] = np.full(estimate.shape, np.nan)
+        if m > 1:
+            drawn = np.array([statistic({**whole, axis: rng.integers(m, size=m)}) for _ in range(replicates)])
+            variances[axis][known] = np.nanvar(drawn[:, known], axis=0, ddof=1) * m / (m - 1)
+    return estimate, variances
 
 
 @functools.cache

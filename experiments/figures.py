@@ -57,11 +57,13 @@ def frontier_figure(results):
                 right.plot(run["kl"], run["gold"], ".", color=colour, alpha=0.45)
         rows = sorted((row for row in results["ppo"]["summary"] if row["kind"] == kind), key=lambda row: row["kl"])
         right.plot([0, *[row["kl"] for row in rows]], [results["sft"]["gold"], *[row["gold"] for row in rows]], "o-", color=colour)
+        way = [run["curve"] for run in results["ppo"]["runs"] if (run["kind"], run["kl_weight"]) == (kind, least_weight(results))]
+        right.plot(*[[sum(x) / len(way) for x in zip(*(curve[name] for curve in way))] for name in ("kl", "gold")], color=colour, linewidth=0.9, linestyle="--")
     for axis in (left, right):
         axis.axhline(results["sft"]["gold"], color="grey", linestyle=":")
     right.annotate("SFT", (1, results["sft"]["gold"]), xycoords=("axes fraction", "data"), color="grey", va="bottom", ha="right")
     left.set(title="Best-of-n", xlabel="KL to the SFT policy (bound, nats)", ylabel="gold reward")
-    right.set(title="PPO: one point per KL weight (dots: seeds)", xlabel="KL to the SFT policy (measured, nats)")
+    right.set(title="PPO: one point per KL weight (dots: seeds; dashed: while training)", xlabel="KL to the SFT policy (measured, nats)")
     left.legend()
     return figure
 

@@ -67,8 +67,8 @@ class Settings:
     prompts: int = setting(256, "posts that best-of-n and the finished PPO policies answer", 64)
     n: int = setting(64, "samples per post, for best-of-n")
     # PPO
-    kl_weights: tuple[float, ...] = setting((0.02, 0.05, 0.15), "weights beta of the KL penalty, one run each", (0.02, 0.1))
-    ppo_seeds: tuple[int, ...] = setting((0, 1, 2, 3, 4), "PPO seeds; each also picks the next reward model and ensembles, in turn", (0, 1))
+    kl_weights: tuple[float, ...] = setting((0.02, 0.1), "weights beta of the KL penalty, one run each")
+    ppo_seeds: tuple[int, ...] = setting(tuple(range(8)), "PPO seeds; each also picks another reward model, and the next ensembles", (0, 1))
     aggregator: str = setting("mean", f"how ensembles aggregate, in PPO and wherever one aggregator is shown: {', '.join(AGGREGATORS)}")
     ppo_updates: int = setting(40, "updates of a PPO run", 25)
     ppo_batch: int = setting(128, "responses per update")
@@ -158,7 +158,8 @@ def pick_device(name):
 def members_of(seed, groups):
     """{kind: members} of a PPO seed. A pretrain ensemble has one RM of every pretraining, so it shares exactly one with a
     finetune ensemble: that is the single RM, and the three can be compared in pairs."""
-    finetune, pretrain = (groups[kind][seed % len(groups[kind])] for kind in ("finetune", "pretrain"))
+    P, F = len(groups["finetune"]), len(groups["pretrain"])
+    finetune, pretrain = groups["finetune"][seed % P], groups["pretrain"][(seed + seed // P) % F]        # after P seeds other pairs
     return {"single": [m for m in pretrain if m in finetune], "finetune": finetune, "pretrain": pretrain}
 
 
@@ -168,7 +169,7 @@ def run_task(pipeline, say):
     rms, accuracies, rm_keys = pipeline.grid()
     say(f"{task}: validation accuracy of {len(rms)} reward models {np.mean(accuracies):.3f} +- {np.std(accuracies):.3f}")
     bank, bank_key = pipeline.draw_bank()
-    judged = pipeline.judge(bank["posts"], bank["responses"])
+    judged = pipeline.judge_bank(bank)
     scores = pipeline.score_bank(f"scores-{task}", rms, rm_keys, bank, bank_key)
     say(f"{task}: drew {s.n} samples for each of {s.prompts} posts, scored by every reward model")
     controls, _, control_keys = pipeline.grid(list_gap=0.0, finetune_seeds=min(CONTROL_SEEDS, s.finetune_seeds))

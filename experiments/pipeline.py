@@ -147,12 +147,17 @@ class Pipeline:
             return {"posts": posts, "responses": torch.cat([sample(model, chunk, world.RESPONSE_LENGTH, generator, n=s.n) for chunk in chunks])}
         return self.stage("bank", "seed prompts n", compute, sft_key)
 
-    def judge(self, posts, responses):
-        """Gold reward, its parts and the traits of responses to `posts`, one or n to each: {"gold": (posts, ...), "parts", "traits"}."""
-        n = len(responses) // len(posts)
+    def judge(self, posts, responses, n=1):
+        """Gold reward, its parts and the traits of n responses to each post: {"gold": (posts * n,), "parts", "traits"}."""
         tables = world.judge_rows(posts.repeat_interleave(n, 0), responses, self.s.task)
-        parts, traits = ({name: x.double().numpy().reshape((len(posts), n) if n > 1 else -1) for name, x in table.items()} for table in tables)
+        parts, traits = ({name: x.double().numpy() for name, x in table.items()} for table in tables)
         return {"gold": sum(parts.values()), "parts": parts, "traits": traits}
+
+    def judge_bank(self, bank):
+        """The same for the bank: every array (posts, n)."""
+        judged = self.judge(bank["posts"], bank["responses"], self.s.n)
+        square = lambda x: x.reshape(-1, self.s.n)
+        return {"gold": square(judged["gold"]), **{table: {name: square(x) for name, x in judged[table].items()} for table in ("parts", "traits")}}
 
     def score_bank(self, name, rms, rm_keys, bank, bank_key):
         """Rewards of the bank's responses by some RMs: (M, posts, n)."""

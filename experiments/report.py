@@ -2,8 +2,11 @@
 
     python experiments/report.py runs/overopt                # print the tables again
     python experiments/report.py runs/overopt --readme       # and write them, with the figures, into README.md
+
+The README tells of a run of all tasks, with the sweeps of coverage and size (sweep.py) and beyond.py in the same folder.
 """
 import argparse
+from functools import partial
 import json
 from pathlib import Path
 import re
@@ -119,6 +122,24 @@ def traits_section(r):
     return table(["mean per response", *names], [[policy_name(policy, r), *row.values()] for policy, row in r["traits"].items()])
 
 
+def tasks_section(r):
+    """Each task's hacks: the traits of SFT and of both ways to align to the pretrain ensemble."""
+    names, rows = ["length", "list", "numbers", "wrong_facts", "filler", "chatter", "gold"], []
+    for task in r["tasks"]:
+        own = view(r, task)
+        rows += [[task, policy_name(policy, own), *[own["traits"][policy][name] for name in names]] for policy in ("sft", "bon-pretrain", "ppo-pretrain")]
+    return table(["task", "mean per response", *names], rows)
+
+
+def sweep_section(r, name):
+    return sweep_table(r["sweeps"][name])
+
+
+def beyond_section(r):
+    """One computed sentence for each method of beyond.py."""
+    return "\n".join(f"- **{method}**: {sentence}" for method, sentence in r["beyond"]["sentences"].items())
+
+
 def texts_section(r):
     header = ["policy", "one RM", "ensemble", "gold", "response"]
     return "\n\n".join(
@@ -176,12 +197,14 @@ def headline_section(r):
 
 
 def minutes_section(r):
-    stages = {}
+    stages, others = {}, list(r["tasks"])[1:]
     for name, seconds in r["timings"]["stages"].items():
         stages[name.split("-")[0]] = stages.get(name.split("-")[0], 0) + seconds
     parts = ", ".join(f"{STAGES[name]} {seconds:.0f} s" for name, seconds in stages.items())
-    return (f"The run reported here (`--seed {r['settings']['seed']}`) took {r['timings']['total'] / 60:.1f} minutes in all on {r['timings']['hardware']}: {parts}. "
-            f"Peak memory {r['timings']['peak_memory_gb']:.1f} GB.")
+    more = sum(seconds for name, seconds in r["timings"]["stages"].items() if set(name.split("-")) & set(others))
+    total = r["timings"]["total"]
+    return (f"The run reported here (`--task {r['settings']['task']} --seed {r['settings']['seed']}`) took {total / 60:.1f} minutes in all on {r['timings']['hardware']}, "
+            f"{(total - more) / 60:.1f} of them for what the default run does ({next(iter(r['tasks']))} alone): {parts}. Peak memory {r['timings']['peak_memory_gb']:.1f} GB.")
 
 
 def tour_section(r):
@@ -200,6 +223,8 @@ TOUR = {
     "experiments/world.py": "the toy world: tokens, posts, writers, gold reward, raters",
     "experiments/overopt.py": "the main script: settings, and the run from end to end",
     "experiments/pipeline.py": "its stages, and what each depends on",
+    "experiments/sweep.py": "one setting turned: coverage (the dial), size, preferences, label noise",
+    "experiments/beyond.py": "beyond the paper: can anything reduce the shared hacks?",
     "experiments/analysis.py": "from scores to findings",
     "experiments/claims.py": "the paper's claims: statistics, bootstrap, intervals, verdicts",
     "experiments/report.py": "the closing tables, and the numbers in this file",
@@ -208,7 +233,8 @@ TOUR = {
 }
 SECTIONS = {"headline": headline_section, "minutes": minutes_section, "tour": tour_section, "accuracy": accuracy_section, "agreement": agreement_section,
             "bon": bon_section, "ppo": ppo_section, "traits": traits_section, "texts": texts_section, "claims": claims_section,
-            "undecided": undecided_section, "survival": survival_section}
+            "undecided": undecided_section, "survival": survival_section, "tasks": tasks_section, "beyond": beyond_section,
+            **{f"sweep_{name}": partial(sweep_section, name=name) for name in ("coverage", "size")}}
 PER_TASK = {"accuracy": "Accuracy", "agreement": "Agreement between reward models", "bon": "Best-of-n", "ppo": "PPO", "traits": "Traits, before and after",
             "texts": "Read it", "headline": "In short"}
 OVERALL = {"claims": "The claims", "survival": "What survives the pretrain ensemble", "undecided": "What this run does not decide"}
@@ -261,13 +287,28 @@ def main():
         parser.error(str(error))
     print(report(results))
     if arguments.readme:
-        kept = ROOT / "experiments" / "results"
-        kept.mkdir(exist_ok=True)
-        for file in [arguments.out / "results.json", arguments.out / "timings.json", *arguments.out.glob("*.png")]:
-            shutil.copy(file, kept / file.name)
-        readme = ROOT / "README.md"
-        text = fill(readme.read_text(), {**results, "timings": json.loads((kept / "timings.json").read_text())})
-        write_whole(readme, lambda file: file.write(text.encode()))
+        try:
+            write_readme(arguments.out)
+        except OSError as error:
+            parser.error(f"{error}: the README also tells of sweep.py coverage, sweep.py size and beyond.py; run them with --out {arguments.out}")
+
+
+KEPT = ROOT / "experiments" / "results"          # the run that the README tells of
+
+
+def load_kept(folder=KEPT):
+    """Everything that the README's numbers come from: results.json with the other files' contents under their names."""
+    read = lambda name: json.loads((Path(folder) / f"{name}.json").read_text())
+    return {**load_results(folder), "timings": read("timings"), "beyond": read("beyond"), "sweeps": {name: read(f"sweep-{name}") for name in ("coverage", "size")}}
+
+
+def write_readme(folder):
+    """Fill the README's blocks from a run's folder, and keep its results and figures in experiments/results."""
+    text = fill((ROOT / "README.md").read_text(), load_kept(folder))
+    KEPT.mkdir(exist_ok=True)
+    for file in [*folder.glob("*.json"), *folder.glob("*.png")]:
+        shutil.copy(file, KEPT / file.name)
+    write_whole(ROOT / "README.md", lambda file: file.write(text.encode()))
 
 
 if __name__ == "__main__":

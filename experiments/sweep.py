@@ -48,7 +48,7 @@ def measure(pipeline):
     s = pipeline.s
     rms, accuracies, keys = pipeline.grid()
     bank, bank_key = pipeline.draw_bank()
-    judged = pipeline.judge(bank["posts"], bank["responses"])
+    judged = pipeline.judge_bank(bank)
     scores, gold = pipeline.score_bank(f"scores-{s.task}", rms, keys, bank, bank_key), judged["gold"]
     groups = {"single": [[m] for m in range(len(rms))], "finetune": finetune_ensembles(s.pretrain_seeds, s.finetune_seeds),
               "pretrain": pretrain_ensembles(s.pretrain_seeds, s.finetune_seeds), "all": [list(range(len(rms)))]}
@@ -67,7 +67,7 @@ def measure_judge(pipeline):
     (judge,), (accuracy,), judge_keys = wide.grid()
     rms, _, keys = pipeline.grid()
     bank, bank_key = pipeline.draw_bank()
-    judged = pipeline.judge(bank["posts"], bank["responses"])
+    judged = pipeline.judge_bank(bank)
     scores, gold = pipeline.score_bank(f"scores-{s.task}", rms, keys, bank, bank_key), judged["gold"]
     verdicts = wide.score_bank(f"scores-{s.task}", [judge], judge_keys, bank, bank_key)[0]
     groups = {"single": [[m] for m in range(len(rms))], "finetune": finetune_ensembles(s.pretrain_seeds, s.finetune_seeds),
@@ -76,8 +76,8 @@ def measure_judge(pipeline):
                    for name, values in (("gold", gold), ("judge", verdicts))} for kind, choices in groups.items()}
     standard = lambda x: (x - x.mean()) / x.std()
     error = standard(verdicts) - standard(gold)
-    median = {name: np.median(x) if name in ("length", "copied") else 0 for name, x in judged["traits"].items()}
-    where = {name: error[x > median[name]].mean() - error[x <= median[name]].mean() for name, x in judged["traits"].items()}
+    more = {name: x > (np.median(x) if name in ("length", "copied") else 0) for name, x in judged["traits"].items()}
+    where = {name: error[x].mean() - error[~x].mean() for name, x in more.items() if 0 < x.mean() < 1}
     return {"width": JUDGE_WIDTH, "accuracy": accuracy, "wins": wins, "where": where, "correlation": np.corrcoef(verdicts.ravel(), gold.ravel())[0, 1]}
 
 

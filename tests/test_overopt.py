@@ -12,8 +12,14 @@ import time
 import pytest
 import torch
 
+import analysis
+from cache import Cache
+import claims
 import overopt
+from pipeline import Pipeline
 import report
+import sweep
+import world
 
 SCRIPT = Path(overopt.__file__)
 # The whole road in seconds: everything is there, nothing is learnt.
@@ -70,7 +76,7 @@ def test_a_change_recomputes_only_what_depends_on_it(finished):
     between = stages(finished)
     assert road(finished, "--prompts", "5") == 0
     new = {path.name.split("-")[0] for path in set(stages(finished)) - set(between)}
-    assert new == {"bank", "scores", "ppo"}, "the policies' texts are on the bank's posts"
+    assert new == {"bank", "scores", "control", "ppo"}, "the policies' texts are on the bank's posts"
 
 
 def test_an_edited_aggregator_is_computed_anew(finished, monkeypatch):
@@ -95,16 +101,78 @@ def test_results_hold_what_is_promised(finished):
     assert road(finished) == 0
     def refuse(name):
         raise AssertionError(f"{name} in results.json")
-    results = json.loads((finished / "results.json").read_text(), parse_constant=refuse)
+    whole = json.loads((finished / "results.json").read_text(), parse_constant=refuse)
+    results = report.view(whole, "tldr")
     assert len(results["accuracy"]["all"]) == 4
     assert results["bon"]["n"] == [1, 2, 4]
     assert set(results["bon"]["pretrain"]) == set(overopt.AGGREGATORS)
     assert {run["kind"] for run in results["ppo"]["runs"]} == {"single", "finetune", "pretrain"}
     assert results["bon"]["single"]["mean"]["gold"][0] == pytest.approx(results["sft"]["gold"], abs=1e-4), "the best of one is a sample"
-    for figure in ("bon", "frontier", "training", "agreement", "traits"):
+    for figure in ("bon", "frontier", "training", "agreement", "traits", "traits-kl", "claims"):
         assert (finished / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
-    text = report.report(results)
+    text = report.report(whole)
     assert f"{results['accuracy']['mean']:.3f}" in text and "Post: *" in text
+    assert all(f"| {row['id']} " in text for row in whole["claims"])
+
+
+def test_claims_again_from_the_stored_scores(finished):
+    """A table that needs the models, or comes out differently the second time."""
+    assert road(finished) == 0
+    results = json.loads((finished / "results.json").read_text())
+    assert analysis.rounded(claims.claims_table(claims.load_scores(finished / "scores-tldr.npz"), "tldr")) == results["claims"]
+    done = subprocess.run([sys.executable, SCRIPT.parent / "claims.py", finished], capture_output=True, text=True)
+    assert done.returncode == 0 and "bon_pretrain_vs_single" in done.stdout, done.stderr
+    for script in ("claims.py", "figures.py", "report.py"):
+        done = subprocess.run([sys.executable, SCRIPT.parent / script, finished / "nowhere"], capture_output=True, text=True)
+        assert done.returncode == 2 and "there is no" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_three_tasks_on_the_same_pretrainings(finished):
+    """A task that trains its own language models, or three times the same task."""
+    before = stages(finished)
+    assert road(finished, "--task", "all") == 0
+    new = {path.name.split("-")[0] for path in set(stages(finished)) - set(before)}
+    assert new == {"rm", "control", "scores", "ppo"}
+    results = json.loads((finished / "results.json").read_text())
+    assert list(results["tasks"]) == world.TASKS and len({row["task"] for row in results["claims"]}) == 3
+    golds = [results["tasks"][task]["sft"]["gold"] for task in world.TASKS]
+    assert len(set(golds)) == 3 and (finished / "frontier-nli.png").exists() and (finished / "scores-helpful.npz").exists()
+    assert all(f"\n{task}: Best-of-n\n" in report.report(results) for task in world.TASKS)
+
+
+def test_size_is_the_reward_models_width():
+    """A policy that grows with its judges: then two things change at once."""
+    settings = overopt.parse(["--size", "large"])[0]
+    assert (settings.width, settings.rm_width) == (64, 128) and overopt.parse(["--size", "large", "--rm-width", "96"])[0].rm_width == 96
+
+
+def test_the_control_arm_differs_in_the_preferences_alone(finished):
+    """A control arm that is trained on the same pairs, or on other pretrainings."""
+    pipeline = Pipeline(overopt.parse([*TINY, "--pairs", "2000"])[0], torch.device("cpu"), Cache(finished / "cache", torch.device("cpu")))
+    shares = []
+    for gap in (None, 0.0):
+        prompts, chosen, rejected = pipeline.judgements(2000, "training pairs", gap)
+        shares.append([world.judge_rows(prompts, x)[1]["list"].mean().item() for x in (chosen, rejected)])
+    assert shares[0][0] > 1.3 * shares[0][1] and abs(shares[1][0] - shares[1][1]) < 0.025
+    before = stages(finished)
+    assert road(finished) == 0 and stages(finished).keys() == before.keys()
+    assert {path.name.rsplit("-", 1)[0] for path in before if path.name.startswith("control-tldr-")} >= {f"control-tldr-{p}-{f}" for p in (0, 1) for f in (0, 1)}
+
+
+@pytest.mark.parametrize("name", ["coverage", "size"])
+def test_sweeps(name, finished, capsys, monkeypatch):
+    """A sweep that measures one setting at every value, or a figure that is not written."""
+    monkeypatch.setattr(sweep, "JUDGE_WIDTH", 24)
+    monkeypatch.setitem(sweep.SWEEPS, "size", (8, 16))
+    assert sweep.main([name, *TINY, "--out", str(finished)]) == 0
+    found = json.loads((finished / f"sweep-{name}.json").read_text())
+    assert len(found["rows"]) == len(sweep.SWEEPS[name]) and (finished / f"sweep-{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert len({tuple(row["accuracy"].values()) for row in found["rows"]}) > 1
+    for row in found["rows"]:
+        gold = row["gold"]
+        assert gold["oracle"] >= max(gold.values()) and {"bon_pretrain_vs_single", "herd_list_bon"} <= row["claims"].keys()
+    assert ("judge" in found) == (name == "size") and "shared error" in capsys.readouterr().out
+    assert sweep.main([name, *TINY, "--task", "all", "--out", str(finished)]) == 2
 
 
 def test_killed_run_continues(tmp_path):
@@ -135,7 +203,7 @@ def test_quick_from_the_command_line(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "pretrain ensemble" in done.stdout and "Traceback" not in done.stderr
-    results = json.loads((tmp_path / "deep" / "er" / "results.json").read_text())
+    results = report.view(report.load_results(tmp_path / "deep" / "er"))
     single = results["bon"]["single"]["mean"]
     assert single["proxy"] == sorted(single["proxy"]), "the expected best of more samples is never worse by the proxy"
     sft = results["traits"]["sft"]
@@ -147,7 +215,7 @@ def test_quick_from_the_command_line(tmp_path):
     (["--device", "tpu"], "--device"), (["--n", "0"], "--n"), (["--ppo-batch", "0"], "--ppo-batch"), (["--kl-weights", "-0.1"], "--kl-weights"),
     (["--kl-weights"], "--kl-weights"), (["--kl-weights", "1", "1"], "--kl-weights"), (["--ppo-seeds"], "--ppo-seeds"), (["--pretrain-seeds", "0"], "--pretrain-seeds"),
     (["--list-gap", "0.5"], "--list-gap"), (["--flipped", "2"], "--flipped"), (["--aggregator", "max"], "--aggregator"),
-    (["--label-temperature", "0"], "--label-temperature"), (["--width", "15"], "width"), (["--label-temperature", "nan"], "--label-temperature"), (["--eta", "-1"], "--eta"),
+    (["--label-temperature", "0"], "--label-temperature"), (["--width", "15"], "width"), (["--task", "chess"], "--task"), (["--size", "huge"], "--size"), (["--coverage", "1.5"], "--coverage"), (["--label-temperature", "nan"], "--label-temperature"), (["--eta", "-1"], "--eta"),
     (["--kl-weights", "inf"], "--kl-weights"), (["--n", "many"], "--n"), (["--nonsense"], "--nonsense")])
 def test_bad_flags(flags, said, tmp_path, capsys):
     """A traceback, a silent default, or work begun before the flags were read."""
@@ -176,6 +244,8 @@ def test_the_single_reward_model_is_in_both_ensembles(P, F):
     for seed in range(7):
         members = overopt.members_of(seed, groups)
         assert len(members["single"]) == 1 and set(members["single"]) == set(members["finetune"]) & set(members["pretrain"])
+    singles = [overopt.members_of(seed, groups)["single"][0] for seed in range(P * F)]
+    assert len(set(singles[:2 * P])) == min(2 * P, P * F), "seeds that train on the same reward model again"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
@@ -235,11 +305,10 @@ README = (SCRIPT.parent.parent / "README.md").read_text()
 
 def test_readme_numbers_come_from_the_results(monkeypatch):
     """A README that says what no run showed."""
-    kept = SCRIPT.parent / "results"
-    results = {name: json.loads((kept / f"{name}.json").read_text()) for name in ("results", "timings")}
     tour = re.search(r"<!-- tour -->\n(.*?)\n<!-- end -->", README, re.S)[1]
     monkeypatch.setitem(report.SECTIONS, "tour", lambda results: tour)         # the tour has a test of its own
-    assert report.fill(README, {**results["results"], "timings": results["timings"]}) == README
+    assert report.fill(README, report.load_kept()) == README
+    assert README.count("<!-- end -->") >= 10
 
 
 def test_readme_tour_names_every_file():

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from policy import Config, LanguageModel, TrainConfig
-from rm import RewardModel, accuracy, bradley_terry_loss, check_pairs, normalise, train_rm
+from rm import RewardModel, accuracy, bradley_terry_loss, check_pairs, normalise, pointwise_loss, train_pointwise, train_rm
 
 
 @pytest.fixture
@@ -38,6 +38,23 @@ def test_losses_by_hand():
     assert loss([1.0], [-1.0]) == pytest.approx(0.126928, abs=1e-6)                      # -log sigmoid(2)
     assert loss([6.0], [4.0], eta=0) == pytest.approx(0.126928, abs=1e-6)                # eta is there to fix the constant
     assert loss([3.0, 0.0], [1.0, 1.0], eta=0) == pytest.approx((0.126928 + 1.313262) / 2, abs=1e-6)
+
+
+def test_pointwise_loss_by_hand():
+    """Labels turned round, or a sum for the mean: -log sigmoid(2), -log sigmoid(-2) and -log sigmoid(0)."""
+    loss = lambda rewards, labels: pointwise_loss(torch.tensor(rewards), torch.tensor(labels)).item()
+    assert loss([2.0, 2.0], [1.0, 0.0]) == pytest.approx((0.126928 + 2.126928) / 2, abs=1e-6)
+    assert loss([0.0], [0.0]) == pytest.approx(0.693147, abs=1e-6)
+
+
+def test_pointwise_training_learns_labels(rm):
+    """Labels out of step with their responses: a response with a 3 is right, one without is not."""
+    prompts, good, bad = preference_for_token_3(256, seed=0)
+    labels = torch.cat([torch.ones(256), torch.zeros(256)])
+    losses = train_pointwise(rm, prompts.repeat(2, 1), torch.cat([good, bad]), labels, TrainConfig(steps=40, batch_size=256), seed=0)
+    assert losses[-5:].mean() < 0.5 * losses[0]
+    prompts, good, bad = preference_for_token_3(128, seed=1)
+    assert ((rm(prompts, good) > 0).float().mean() + (rm(prompts, bad) < 0).float().mean()) / 2 > 0.85
 
 
 def test_accuracy_by_hand():

@@ -4,15 +4,15 @@ import random
 import pytest
 import torch
 
-from world import (EOS, FILLERS, PAD, PROMPT_LENGTH, RESPONSE_LENGTH, VOCAB_SIZE, WORD_OF, decode, encode, gold, judge,
-                   judge_rows, sample_posts, sample_preferences, sample_texts, write_post, write_response, writers)
+from world import (EOS, FILLERS, PAD, PROMPT_LENGTH, RESPONSE_LENGTH, STYLES, TASKS, VOCAB_SIZE, WORD_OF, decode, encode, gold, judge,
+                   judge_rows, sample_labels, sample_posts, sample_preferences, sample_texts, write_post, write_response, writers)
 
 POST = "anna sold seven lamps in paris on monday. the weather was nice. tl;dr:"
 
 
-def judged(response):
+def judged(response, task="tldr"):
     """Gold parts that are not zero, and traits, of a response to POST."""
-    parts, traits = judge(encode(POST), encode(response) + [EOS])
+    parts, traits = judge(encode(POST), encode(response) + [EOS], task)
     return {name: pytest.approx(value) for name, value in parts.items() if value}, traits
 
 
@@ -21,7 +21,7 @@ def test_texts_survive_tokens_and_fit():
     rng = random.Random(0)
     for _ in range(200):
         facts, chatter, post = write_post(rng)
-        response = write_response(rng.choice(writers("broad", 0.15)), facts, chatter, rng)
+        response = write_response(rng.choice(writers(0.15)), facts, chatter, rng)
         assert decode(encode(post)) == post and decode(encode(response)) == response
         assert len(encode(post)) == PROMPT_LENGTH and len(encode(response)) < RESPONSE_LENGTH
         assert len(encode(response)) == len(response.replace(".", " .").replace("!", " !").split())        # a word is a token
@@ -37,17 +37,26 @@ def test_unknown_text_is_a_value_error(text):
 
 
 @pytest.mark.parametrize("response, parts", [
-    ("anna sold seven lamps in paris on monday.", {"facts_right": 3.2}),
-    ("- anna - sold - lamps", {"facts_right": 1.7}),
-    ("anna sold nine lamps.", {"facts_right": 1.7, "facts_wrong": -0.5}),
-    ("anna sold lamps. anna sold lamps.", {"facts_right": 1.7, "repetition": -0.75}),
-    ("anna really just sold lamps!", {"facts_right": 1.7, "filler": -0.4, "exclamation": -0.1}),
-    ("anna sold lamps. the weather was nice.", {"facts_right": 1.7, "chatter": -1.0}),
-    ("lamps sold anna.", {"facts_right": 1.7, "grammar": -1.2}),               # four illegal pairs, the start's among them
+    ("anna sold seven lamps in paris on monday.", {"core": 1.65, "detail": 1.5}),
+    ("- anna - sold - lamps", {"core": 1.65}),
+    ("anna sold nine lamps.", {"core": 1.65, "wrong": -0.55}),
+    ("anna sold lamps. anna sold lamps.", {"core": 1.65, "repetition": -0.75}),
+    ("anna really just sold lamps!", {"core": 1.65, "filler": -0.4, "exclamation": -0.1}),
+    ("anna sold lamps. the weather was nice.", {"core": 1.65, "chatter": -1.0}),
+    ("lamps sold anna.", {"core": 1.65, "grammar": -1.2}),               # four illegal pairs, the start's among them
 ])
 def test_gold_by_hand(response, parts):
     """A penalty charged twice or never."""
     assert judged(response)[0] == parts
+
+
+def test_three_raters_three_prices():
+    """Three names for one rater; nli paying for facts, so that saying less is never better."""
+    golds = {task: [sum(judge(encode(POST), encode(response) + [EOS], task)[0].values()) for response in
+                    ("anna sold lamps.", "anna sold seven lamps in paris on monday.", "anna sold lamps. the weather was nice.", "anna sold nine lamps.")] for task in TASKS}
+    assert golds["tldr"] == pytest.approx([1.65, 3.15, 0.65, 1.10])
+    assert golds["helpful"] == pytest.approx([0.9, 3.3, 0.5, 0.35])
+    assert golds["nli"] == pytest.approx([0, 0, 0, -1])
 
 
 def test_traits_and_odd_ends_by_hand():
@@ -58,16 +67,19 @@ def test_traits_and_odd_ends_by_hand():
     assert traits("- anna - sold - lamps") == [6, 1, 1, 0, 0, 0, 0, 0]
     text = encode("anna sold lamps.")
     golds = [sum(judge(encode(POST), row)[0].values()) for row in (text, [PAD], [EOS], [*text, EOS, *text])]
-    assert golds == pytest.approx([1.7 - 0.5, -0.5, -0.3, 1.7]) and decode([*text, EOS, *text]) == "anna sold lamps."
+    assert golds == pytest.approx([1.65 - 0.5, -0.5, -0.3, 1.65]) and decode([*text, EOS, *text]) == "anna sold lamps."
 
 
 def test_seed_sets_the_data():
     """Data from the global random state, or one data set for all pretrainings. Flipped labels that draw other pairs."""
-    make = lambda seed: [sample_posts(40, seed), *sample_texts(40, seed), *sample_preferences(40, seed)]
+    make = lambda seed: [sample_posts(40, seed), *sample_texts(40, seed, writers(0.15)), *sample_preferences(40, seed), *sample_labels(40, seed)]
     for first, again, other in zip(make(0), make(0), make(1)):
         assert torch.equal(first, again) and not torch.equal(first, other)
     posts, chosen, rejected = sample_preferences(100, 0)
     for column, expected in zip(sample_preferences(100, 0, flipped=1.0), (posts, rejected, chosen)):
+        assert torch.equal(column, expected)
+    posts, responses, labels = sample_labels(100, 0)
+    for column, expected in zip(sample_labels(100, 0, flipped=1.0), (posts, responses, 1 - labels)):
         assert torch.equal(column, expected)
 
 
@@ -78,14 +90,14 @@ def test_gold_is_defined_for_any_tokens():
     parts, traits = judge_rows(posts, rows)
     rewards = gold(posts, rows)
     torch.testing.assert_close(rewards, torch.stack(list(parts.values())).sum(0))
-    assert (rewards > -RESPONSE_LENGTH * (0.6 + 0.3) - 0.5).all() and (rewards <= 3.2).all()
-    assert (parts.pop("facts_right") >= 0).all() and all((part <= 0).all() and (part < 0).any() for part in parts.values())
+    assert (rewards > -RESPONSE_LENGTH * (0.6 + 0.3) - 0.5).all() and (rewards <= 3.16).all()
+    assert (parts.pop("core") >= 0).all() and (parts.pop("detail") >= 0).all() and all((part <= 0).all() and (part < 0).any() for part in parts.values())
     assert (0 <= traits["copied"]).all() and (traits["copied"] <= 1).all() and (traits["length"] <= RESPONSE_LENGTH).all()
 
 
 def test_every_hack_has_a_rate_at_the_start():
     """A hack that cannot take because the SFT policy never saw it: each of them in broad text."""
-    posts, responses = sample_texts(1000, 0)
+    posts, responses = sample_texts(1000, 0, writers(0.15))
     parts, traits = judge_rows(posts, responses)
     rates = {name: (value != 0).float().mean() for name, value in {**parts, **traits}.items()}
     for name in ("list", "filler", "chatter", "exclamation", "repetition", "wrong_facts", "numbers"):
@@ -94,13 +106,28 @@ def test_every_hack_has_a_rate_at_the_start():
     assert rates["grammar"] == rates["no_end"] == 0                            # no writer breaks the rules of the world
 
 
-def test_coverage_shows_the_raters_what_they_never_saw():
-    """Underspecification that leaks: at coverage 0 no pair may show a filler, chatter, an exclamation or a repetition."""
+def test_coverage_is_the_share_of_styles_that_raters_see():
+    """Underspecification that leaks: at coverage 0 no judgement may show a filler, chatter, an exclamation or a repetition; then one after
+    the other, and at 1 the raters see what the models were pretrained on."""
     hidden = ["filler", "chatter", "exclamation", "repetition"]
-    for coverage, shown in ((0.0, False), (1.0, True)):
-        posts, *both = sample_preferences(300, 0, coverage=coverage)
-        parts = judge_rows(posts.repeat(2, 1), torch.cat(both))[0]
-        assert [bool((parts[name] < 0).any()) for name in hidden] == [shown] * 4
+    for coverage, shown in ((0.0, 0), (0.25, 1), (0.5, 2), (0.75, 3), (1.0, 4)):
+        posts, *both = sample_preferences(400, 0, coverage=coverage)
+        for parts in (judge_rows(posts.repeat(2, 1), torch.cat(both))[0], judge_rows(*sample_labels(400, 0, coverage=coverage)[:2])[0]):
+            assert [bool((parts[name] < 0).any()) for name in hidden] == [i < shown for i in range(4)]
+    half = writers(0.15, 0.125)
+    assert [writer.fillers for writer in half] == pytest.approx([x / 2 for x in STYLES["fillers"]]) and half[0].chatter == 0
+    assert writers(0.15, 1.0) == writers(0.15)
+    for outside in (-0.1, 1.1):
+        with pytest.raises(ValueError, match="^coverage: "):
+            writers(0.15, outside)
+
+
+def test_labels_are_of_single_responses():
+    """Labels turned round, or about something else than wrong facts; careful writers among them, for whom saying more is a good sign."""
+    posts, responses, labels = sample_labels(2000, 0)
+    traits = judge_rows(posts, responses)[1]
+    assert torch.equal(labels == 1, traits["wrong_facts"] == 0) and 0.15 < labels.mean() < 0.3
+    assert labels[traits["numbers"] == 0].mean() > 1.5 * labels[traits["numbers"] == 1].mean(), "leaving the number out pays"
 
 
 @pytest.mark.parametrize("list_gap", [0.15, 0.0])
