@@ -36,8 +36,8 @@ PAIRS = [("finetune", "single"), ("pretrain", "finetune"), ("pretrain", "single"
 
 # ----- what is claimed --------------------------------------------------------------------------------
 
-# axes: what is drawn anew in the bootstrap. sign: the paper's direction. bound: what the interval must leave out.
-Claim = namedtuple("Claim", "id statement paper axes sign bound", defaults=(1, 0.0))
+# axes: what is drawn anew in the bootstrap. sign: the direction of the claim.
+Claim = namedtuple("Claim", "id statement paper axes sign", defaults=(1,))
 GRID, RUNS, ALL = ("pretrain", "finetune", "posts"), ("seeds", "posts"), ("pretrain", "finetune", "seeds", "posts")
 SPREAD = 0.05        # a std of accuracy below this share of its mean is small: our choice (the paper's is 0.01)
 

@@ -57,13 +57,11 @@ def frontier_figure(results):
                 right.plot(run["kl"], run["gold"], ".", color=colour, alpha=0.45)
         rows = sorted((row for row in results["ppo"]["summary"] if row["kind"] == kind), key=lambda row: row["kl"])
         right.plot([0, *[row["kl"] for row in rows]], [results["sft"]["gold"], *[row["gold"] for row in rows]], "o-", color=colour)
-        way = [run["curve"] for run in results["ppo"]["runs"] if (run["kind"], run["kl_weight"]) == (kind, least_weight(results))]
-        right.plot(*[[sum(x) / len(way) for x in zip(*(curve[name] for curve in way))] for name in ("kl", "gold")], color=colour, linewidth=0.9, linestyle="--")
     for axis in (left, right):
         axis.axhline(results["sft"]["gold"], color="grey", linestyle=":")
     right.annotate("SFT", (1, results["sft"]["gold"]), xycoords=("axes fraction", "data"), color="grey", va="bottom", ha="right")
     left.set(title="Best-of-n", xlabel="KL to the SFT policy (bound, nats)", ylabel="gold reward")
-    right.set(title="PPO: one point per KL weight (dots: seeds; dashed: while training)", xlabel="KL to the SFT policy (measured, nats)")
+    right.set(title="PPO: one point per KL weight (dots: seeds)", xlabel="KL to the SFT policy (measured, nats)")
     left.legend()
     return figure
 
@@ -105,7 +103,7 @@ def traits_against_kl_figure(results):
     for kind, colour in COLOURS.items():
         runs = [{"kl": run["kl"], "kl_weight": run["kl_weight"], "disagreement": run["disagreement"], **run["traits"]}
                 for run in results["ppo"]["runs"] if run["kind"] == kind]
-        shown = {**traits, "disagreement": "all reward models' disagreement (std)"}
+        shown = {**traits, "disagreement": "reward models disagree (std)"}
         for axis, (name, title) in zip(axes, shown.items()):
             start = results["sft"]["disagreement"] if name == "disagreement" else results["traits"]["sft"][name]
             axis.plot([run["kl"] for run in runs], [run[name] for run in runs], ".", color=colour, alpha=0.4)
