@@ -1,26 +1,23 @@
-"""Beyond the paper: can anything reduce the hacks that all members of an ensemble share?
+"""Beyond the paper: does anything reduce the hacks that all members of an ensemble share?
 
     python experiments/beyond.py                      # all of them
     python experiments/beyond.py distance uwo         # some
 
-    distance    reward - weight * Mahalanobis distance of a text's last hidden state from the reward model's own training data
-    uwo         mean - weight * variance over the members (Coste et al. 2023)
-    averaged    one reward model whose weights are the mean of the members' (like WARM, Rame et al. 2024)
+    distance    reward - weight * Mahalanobis distance of a text's last hidden state from those of the reward model's own training data
+    uwo         mean - weight * variance over members (Coste et al. 2023)
+    averaged    one reward model whose weights are the mean of the members' (as WARM does, Rame et al. 2024)
     members     more members, across pretrainings and within one
     pairs       more preferences (the sweep of sweep.py)
     flipped     fewer labels turned round (the sweep of sweep.py)
 
-All in best-of-n on one grid of reward models, beside the plain mean of the same members. Takes the flags of overopt.py too (--quick, --seed,
---task ...), writes beyond.json and beyond-METHOD.png into --out, and shares the cache of a run there; stopped, it continues.
-
-A *shared hack* is a trait that best-of-n by the plain pretrain ensemble moves, beyond chance, away from SFT and away from what the gold
-reward itself would pick. Intervals are 95 %, paired (the same posts and members with and without), each for its trait alone.
+All in best-of-n on one grid of reward models, beside the plain mean of the same members' scores. Takes the flags of overopt.py too (--quick,
+--seed, --task ...). Writes beyond.json and beyond-METHOD.png into --out, and shares the cache of a run there; interrupted, it continues.
 """
 import argparse
 from collections import namedtuple
 import copy
 from dataclasses import asdict, replace
-import functools
+from functools import cache, partial
 import json
 from pathlib import Path
 import sys
@@ -40,16 +37,18 @@ from figures import COLOURS, write_figure
 from overopt import check, exit_status, parse, pick_device, prepare, to_json
 from pipeline import Pipeline, VALIDATION_PAIRS
 from policy import trim
-from report import KINDS, VERSION, sweep_table, table
+from report import KINDS, VERSION, beyond_section, sweep_table, table
 from rm import normalise
 from sweep import sweep
 
-QUANTITIES = ["gold", "list", "numbers", "wrong_facts", "filler", "chatter", "repetition", "length"]
-DISTANCE_WEIGHTS, UWO_WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0), (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
-RIDGE = 1e-3                 # of a covariance, as a share of its mean variance
-SIZES, CHOICES = (1, 2, 3, 5, 10, 15, 25), 20        # of ensembles, and random ones of each size
+TITLES = {"gold": "Gold reward of the pick", "list": "Lists (share)", "numbers": "States a number (share)", "wrong_facts": "Wrong facts",
+          "filler": "Filler words", "chatter": "Chatter words", "repetition": "Repeated words", "length": "Length (tokens)"}
+QUANTITIES = list(TITLES)
 LABELS = {**KINDS, "across": "across pretrainings first", "within": "within one pretraining"}
 LINES = {**COLOURS, "across": COLOURS["pretrain"], "within": COLOURS["finetune"]}
+WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)       # of a penalty; rewards and distances have std 1
+RIDGE = 1e-3                 # of a covariance, as a share of its mean variance
+SIZES, CHOICES = (1, 2, 3, 5, 10, 15, 25), 20        # of ensembles, and random ones of each size
 
 # sizes {axis: size}, scores (P, F, posts, n), values (QUANTITIES, posts, n); rms and keys are lists of P * F, by pretraining
 Grid = namedtuple("Grid", "pipeline rms keys bank bank_key sizes scores values")
@@ -58,27 +57,26 @@ Grid = namedtuple("Grid", "pipeline rms keys bank bank_key sizes scores values")
 # ----- best-of-n, and differences with intervals --------------------------------------------------------
 
 def measure(pipeline):
-    """The Grid of a pipeline: reward models, the bank, its scores by all of them, its gold and traits."""
-    rms, _, keys = pipeline.grid()
-    bank, bank_key = pipeline.draw_bank()
-    judged = pipeline.judge(bank["posts"], bank["responses"])
-    scores = pipeline.score_bank(f"scores-{pipeline.s.task}", rms, keys, bank, bank_key)
-    sizes = {"pretrain": pipeline.s.pretrain_seeds, "finetune": pipeline.s.finetune_seeds, "posts": scores.shape[1]}
+    """The Grid of a pipeline: reward models, and the bank with its scores, gold and traits."""
+    s, (rms, _, keys), (bank, bank_key) = pipeline.s, pipeline.grid(), pipeline.draw_bank()
+    judged = pipeline.judge_bank(bank)
+    scores = pipeline.score_bank(f"scores-{s.task}", rms, keys, bank, bank_key)
+    sizes = {"pretrain": s.pretrain_seeds, "finetune": s.finetune_seeds, "posts": s.prompts}
     values = np.stack([judged["gold"], *(judged["traits"][name] for name in QUANTITIES[1:])])
-    return Grid(pipeline, rms, keys, bank, bank_key, sizes, scores.reshape(*sizes.values(), -1), values)
+    return Grid(pipeline, rms, keys, bank, bank_key, sizes, scores.reshape(*sizes.values(), s.n), values)
 
 
 def ensembles(kind, p, f):
     """Ensembles of a kind from pretrainings p and finetunings f, as tuples of (pretraining, finetuning):
     ensembles("pretrain", [0, 1], [0, 1]) == [((0, 0), (1, 1)), ((0, 1), (1, 0))]."""
     grid = [(i, j) for i in p for j in f]
-    places = {"single": [[m] for m in range(len(grid))], "finetune": finetune_ensembles(len(p), len(f)), "pretrain": pretrain_ensembles(len(p), len(f)),
-              "all": [range(len(grid))]}
+    places = {"single": [[m] for m in range(len(grid))], "finetune": finetune_ensembles(len(p), len(f)),
+              "pretrain": pretrain_ensembles(len(p), len(f)), "all": [range(len(grid))]}
     return [tuple(sorted(grid[m] for m in group)) for group in places[kind]]
 
 
 def of_kind(kind):
-    """A function draw -> the ensembles of a kind, with the drawn pretrainings and finetunings as members."""
+    """A function draw -> the ensembles of a kind, the drawn pretrainings and finetunings their members."""
     return lambda draw: ensembles(kind, draw["pretrain"], draw["finetune"])
 
 
@@ -87,96 +85,95 @@ def take(x, group):
     return np.stack([x[p, f] for p, f in group])
 
 
-def mean_pick(values, proxy, groups):
-    """A function draw -> (QUANTITIES, posts): values of the best of all n by proxy(group) (posts, n), mean over groups(draw). It remembers groups,
-    since most draws bring back old ones. Of equal proxies argmax takes the first, as bon.best_of_n does."""
-    @functools.cache
-    def picks(group):
+def pick(values, proxy, groups):
+    """A function draw -> (QUANTITIES, posts): values of the best of all n by proxy(group) (posts, n), mean over groups(draw). It remembers
+    groups, since most draws bring old ones back. Of equal proxies argmax takes the first, as bon.best_of_n does."""
+    @cache
+    def best(group):
         return np.take_along_axis(values, proxy(group).argmax(-1)[None, :, None], -1)[..., 0]
-    return lambda draw: np.mean([picks(group) for group in groups(draw)], 0)
+    return lambda draw: np.mean([best(group) for group in groups(draw)], 0)
 
 
-def plain(grid, kind):
-    """mean_pick by the mean of the members' scores: the reference."""
-    return mean_pick(grid.values, lambda group: take(grid.scores, group).mean(0), of_kind(kind))
+def plain(grid, groups):
+    """`pick` by the mean of the members' scores: the reference."""
+    return pick(grid.values, lambda group: take(grid.scores, group).mean(0), groups)
 
 
-def whole(sizes):
-    return {axis: np.arange(size) for axis, size in sizes.items()}
-
-
-def mean_of(pick, sizes):
-    """{quantity: mean} of a mean_pick."""
-    return dict(zip(QUANTITIES, pick(whole(sizes)).mean(-1)))
+def means(picked, sizes):
+    """{quantity: mean over posts} of a `pick`."""
+    return dict(zip(QUANTITIES, picked({axis: np.arange(size) for axis, size in sizes.items()}).mean(-1)))
 
 
 def changes(after, before, sizes):
-    """What `after` does that `before` does not, both functions draw -> (QUANTITIES, posts): {quantity: {before, after, estimate, ci_low, ci_high}}.
-    The interval speaks of new ones of every axis in sizes (so far as ensembles drawn with replacement can tell), and is None if one has size 1."""
+    """What one `pick` does that another does not, paired: the same posts and members -> {quantity: {before, after, estimate, ci_low, ci_high}}.
+    The 95 % interval speaks of new ones on every axis in sizes, for each quantity alone; None if an axis has size 1."""
     estimates, variances = bootstrap(lambda draw: (after(draw) - before(draw))[:, draw["posts"]].mean(-1), sizes)
-    found = {}
-    for i, (name, old, new) in enumerate(zip(QUANTITIES, *(pick(whole(sizes)).mean(-1) for pick in (before, after)))):
+    old, new, found = means(before, sizes), means(after, sizes), {}
+    for i, name in enumerate(QUANTITIES):
         low, high = interval(estimates[i], {axis: x[i] for axis, x in variances.items()}, sizes)
-        found[name] = {"before": old, "after": new, "estimate": estimates[i], "ci_low": low, "ci_high": high}
+        found[name] = {"before": old[name], "after": new[name], "estimate": estimates[i], "ci_low": low, "ci_high": high}
     return found
 
 
 def reference(grid):
-    """What the methods are held against: quantities of SFT's samples, of the gold reward's own pick and of the plain ensembles' picks; and the
-    shared hacks, as {trait: 1 if the pretrain ensemble raises it, -1 if it lowers it}. In nli a hack may be to write less."""
-    sft = lambda draw: grid.values.mean(-1)
-    oracle = mean_of(mean_pick(grid.values, lambda group: grid.values[0], lambda draw: ["gold"]), grid.sizes)
-    rise, shared = changes(plain(grid, "pretrain"), sft, grid.sizes), {}
-    for name in QUANTITIES[1:]:
-        r = rise[name]
-        beyond_chance = r["ci_low"] is not None and not r["ci_low"] <= 0 <= r["ci_high"]
-        if beyond_chance and abs(r["after"] - oracle[name]) > abs(r["before"] - oracle[name]):
+    """What methods are held against: mean quantities of SFT, of the plain ensembles' picks and of the gold reward's own (the oracle), and the
+    `shared` hacks {trait: 1, or -1 for one that falls}: what best-of-n by these pretrain ensembles moves away from SFT, beyond the
+    chance in the choice of posts, and away from the oracle. (A list is; a number stated, if the oracle states still more, is not.)"""
+    sizes, posts = grid.sizes, {"posts": grid.sizes["posts"]}
+    seeds = {axis: np.arange(size) for axis, size in sizes.items()}
+    sft, oracle = (lambda draw: grid.values.mean(-1)), means(pick(grid.values, lambda group: grid.values[0], lambda draw: ["oracle"]), posts)
+    by_kind, shared = {kind: plain(grid, of_kind(kind)) for kind in KINDS}, {}
+    for name, r in changes(lambda draw: by_kind["pretrain"]({**seeds, **draw}), sft, posts).items():
+        if name != "gold" and not r["ci_low"] <= 0 <= r["ci_high"] and abs(r["after"] - oracle[name]) > abs(r["before"] - oracle[name]):
             shared[name] = 1 if r["estimate"] > 0 else -1
-    return {"sft": mean_of(sft, grid.sizes), "oracle": oracle, **{kind: mean_of(plain(grid, kind), grid.sizes) for kind in KINDS}, "rise": rise, "shared": shared}
+    return {"sft": means(sft, posts), **{kind: means(picked, sizes) for kind, picked in by_kind.items()}, "oracle": oracle, "shared": shared,
+            "changes": changes(by_kind["pretrain"], by_kind["single"], sizes)}
 
 
 # ----- in words -----------------------------------------------------------------------------------------
 
 def told(name, change):
-    low, high = change["ci_low"], change["ci_high"]
-    between = "no interval" if low is None else f"[{low:+.2f}, {high:+.2f}]"
+    between = "no interval" if change["ci_low"] is None else f"[{change['ci_low']:+.2f}, {change['ci_high']:+.2f}]"
     return f"{name.replace('_', ' ')} {change['before']:.2f} -> {change['after']:.2f} ({change['estimate']:+.2f} {between})"
 
 
 def sentence(subject, found, shared):
-    """What a method changes, for `changes` found and {trait: sign} shared: an interval that includes zero decides nothing."""
-    word = lambda name, sign, words: words[verdict(found[name]["ci_low"], found[name]["ci_high"], sign)]
-    gold = word("gold", 1, {"reproduced": "higher", "opposite": "lower", "inconclusive": "undecided"})
+    """What `changes` found, for shared {trait: sign}: an interval that holds zero, or none at all, leaves it undecided."""
+    word = lambda name, sign, yes, no: {"reproduced": yes, "opposite": no, "inconclusive": "undecided"}[verdict(found[name]["ci_low"], found[name]["ci_high"], sign)]
     hacks = {"reduced": [], "made worse": [], "undecided": []}
     for name, sign in shared.items():
-        hacks[word(name, -sign, {"reproduced": "reduced", "opposite": "made worse", "inconclusive": "undecided"})].append(told(name, found[name]))
+        hacks[word(name, -sign, "reduced", "made worse")].append(told(name, found[name]))
     listed = "; ".join(f"{kind}: {', '.join(items) or 'none'}" for kind, items in hacks.items())
-    return f"{subject}: {told('gold', found['gold'])}, {gold}; " + (f"of {len(shared)} shared hacks {listed}" if shared else "no shared hack was found to reduce")
+    return (f"{subject}: {told('gold', found['gold'])}, {word('gold', 1, 'higher', 'lower')}; "
+            + (f"of {len(shared)} shared hacks {listed}." if shared else "no hack is shared beyond chance."))
 
 
-# ----- the methods: each returns (what beyond.json holds, one sentence) ---------------------------------
+EVERYTHING = "over posts, pretrainings and finetunings"
 
-def swept(grid, shared, name, label, proxy, weights, kinds):
-    """A penalty proxy(group, weight) -> (posts, n), with every weight. The weight whose picks have the best gold is chosen on half of the posts
-    and reported on the other half: on its own half it would be the best by luck too."""
-    found, even = {"label": label, "curves": {}, "chosen": {}, "changes": {}}, np.arange(grid.sizes["posts"]) % 2
+
+# ----- the methods: method(grid, shared, out) -> (what beyond.json holds, one sentence) -----------------
+
+def swept(grid, shared, name, proxy, kinds):
+    """A penalised proxy(group, weight) -> (posts, n), at every weight. The weight whose picks have the best gold is chosen on one half of the
+    posts and used on the other: on its own half it would be the best by luck too."""
+    found, half = {"label": f"weight of the {name}", "curves": {}, "chosen": {}, "changes": {}}, np.arange(grid.sizes["posts"]) % 2
+    everybody = {axis: np.arange(size) for axis, size in grid.sizes.items()}
     for kind in kinds:
-        curve = np.array([mean_pick(grid.values, functools.partial(proxy, weight=weight), of_kind(kind))(whole(grid.sizes)) for weight in weights])
-        chosen = np.array(weights)[held_out_best(np.array([curve[:, 0, even == half].mean(-1) for half in (0, 1)]))]       # for each half
-        penalised = mean_pick(grid.values, functools.partial(proxy, weight=chosen[even][:, None]), of_kind(kind))
-        found["curves"][kind] = {"x": weights, **dict(zip(QUANTITIES, curve.mean(-1).T))}
-        found["chosen"][kind], found["changes"][kind] = chosen, changes(penalised, plain(grid, kind), grid.sizes)
-        print(f"{name}: {KINDS[kind]}, {len(weights)} weights", flush=True)
-    picked = "{:g} and {:g}".format(*found["chosen"]["pretrain"])
-    subject = f"{name}, pretrain ensemble with against without (weight {picked}, each chosen for gold on the other half of the posts; over posts, pretrainings, finetunings)"
+        curve = np.array([pick(grid.values, partial(proxy, weight=weight), of_kind(kind))(everybody) for weight in WEIGHTS])      # (weights, QUANTITIES, posts)
+        chosen = np.array(WEIGHTS)[held_out_best(np.array([curve[:, 0, half == h].mean(-1) for h in (0, 1)]))]
+        penalised = pick(grid.values, partial(proxy, weight=chosen[half][:, None]), of_kind(kind))
+        found["curves"][kind] = {"x": [f"{weight:g}" for weight in WEIGHTS], **dict(zip(QUANTITIES, curve.mean(-1).T))}
+        found["chosen"][kind], found["changes"][kind] = chosen, changes(penalised, plain(grid, of_kind(kind)), grid.sizes)
+        print(f"{name}: {KINDS[kind]}, {len(WEIGHTS)} weights", flush=True)
+    even, odd = found["chosen"]["pretrain"]
+    subject = f"pretrain ensemble without -> with a penalty on the {name} (weight {even:g} on even posts, {odd:g} on odd ones, each chosen on the others; {EVERYTHING})"
     return found, sentence(subject, found["changes"]["pretrain"], shared)
 
 
 def mahalanobis(states, known, ridge=RIDGE):
     """Distance of states (B, D) from the mean of `known` (N, D), in standard deviations of `known` in that direction -> (B,).
 
-    subtle: the states come out of a layer norm, so they sum to zero and their covariance is singular: without a ridge (a share of
-    the mean variance, added to each) its inverse is noise."""
+    subtle: a layer norm makes every state sum to zero, so the covariance is singular: without a ridge its inverse would be noise."""
     states, known = states.cpu().double(), known.cpu().double()
     covariance = torch.cov(known.T, correction=0)
     covariance = covariance + ridge * covariance.diagonal().mean() * torch.eye(len(covariance))
@@ -188,10 +185,9 @@ def mahalanobis(states, known, ridge=RIDGE):
 def last_states(rm, prompts, responses):
     """(B, P), (B, R) -> (B, D): the hidden state of the last real token, caught where the head reads it."""
     states = []
-    hook = rm.head.register_forward_pre_hook(lambda head, inputs: states.append(inputs[0]))
-    for rows in torch.arange(len(prompts)).split(512):
-        rm(prompts[rows], trim(responses[rows], rm.config.pad))
-    hook.remove()
+    with rm.head.register_forward_pre_hook(lambda head, inputs: states.append(inputs[0])):
+        for rows in torch.arange(len(prompts)).split(512):
+            rm(prompts[rows], trim(responses[rows], rm.config.pad))
     return torch.cat(states)
 
 
@@ -201,29 +197,24 @@ def training_texts(pipeline):
     return (prompts, first) if pipeline.s.task == "nli" else (prompts.repeat(2, 1), torch.cat([first, second]))       # nli: second is labels
 
 
-def distances(grid):
-    """Of every reward model (P, F, posts, n), standardised over the bank: as large a unit as the scores'."""
-    pipeline, found = grid.pipeline, []
-    known, bank = training_texts(pipeline), (grid.bank["posts"].repeat_interleave(pipeline.s.n, 0), grid.bank["responses"])
-    for m, (rm, key) in enumerate(zip(tqdm(grid.rms, "distances", leave=False, disable=None), grid.keys)):
-        compute = lambda: mahalanobis(last_states(rm, *bank), last_states(rm, *known), RIDGE)
-        code = [fingerprint(function) for function in (mahalanobis, last_states, training_texts)]
-        x = pipeline.stage(f"distance-{pipeline.s.task}-{m}", "", compute, key, grid.bank_key, code, RIDGE)[0].cpu().numpy()
-        found.append((x - x.mean()) / x.std())
-    return np.reshape(found, grid.scores.shape)
-
-
 def distance(grid, shared, out):
-    far = distances(grid)
+    """Every reward model's own distances, standardised over the bank: in a unit as large as the scores'."""
+    pipeline, far, n = grid.pipeline, [], grid.pipeline.s.n
+    known, bank = training_texts(pipeline), (grid.bank["posts"].repeat_interleave(n, 0), grid.bank["responses"])
+    code = [fingerprint(function) for function in (mahalanobis, last_states, training_texts)]
+    for m, rm in enumerate(tqdm(grid.rms, "distances", leave=False, disable=None)):
+        compute = lambda: mahalanobis(last_states(rm, *bank), last_states(rm, *known), RIDGE)
+        x = pipeline.stage(f"distance-{pipeline.s.task}-{m}", "", compute, grid.keys[m], grid.bank_key, code, RIDGE)[0].cpu().numpy()
+        far.append((x - x.mean()) / x.std())
+    far = np.reshape(far, grid.scores.shape)
     proxy = lambda group, weight: (take(grid.scores, group) - weight * take(far, group)).mean(0)
-    return swept(grid, shared, "distance penalty", "weight of the distance", proxy, DISTANCE_WEIGHTS, list(KINDS))
+    return swept(grid, shared, "distance", proxy, list(KINDS))
 
 
 def uwo(grid, shared, out):
-    def proxy(group, weight):
-        scores = take(grid.scores, group)
-        return scores.mean(0) - weight * scores.var(0)
-    return swept(grid, shared, "variance penalty (UWO)", "weight of the variance", proxy, UWO_WEIGHTS, ["finetune", "pretrain"])
+    """Uncertainty-weighted optimisation: mean - weight * variance."""
+    proxy = lambda group, weight: (lambda scores: scores.mean(0) - weight * scores.var(0))(take(grid.scores, group))
+    return swept(grid, shared, "variance", proxy, ["finetune", "pretrain"])
 
 
 def average(rms):
@@ -234,38 +225,34 @@ def average(rms):
 
 
 def averaged(grid, shared, out):
-    """Beside the ensemble of the same members' scores. Members of one pretraining started from one trunk (each with a head of its own), those of
-    several from trunks that have nothing to do with each other. Intervals: over posts and the given ensembles, which are pretrainings for
-    finetune ensembles, and for pretrain ensembles finetunings, of the same pretrainings."""
-    pipeline, F = grid.pipeline, grid.sizes["finetune"]
-    found, clauses = {"label": "mean over members of their ...", "curves": {}, "changes": {}}, []
+    """Members of a finetune ensemble started from one trunk (each with a head of its own), those of a pretrain ensemble from trunks that have
+    nothing to do with each other. Intervals: over posts and over the given ensembles (members can't be drawn anew without scoring anew)."""
+    pipeline, found, sentences = grid.pipeline, {"label": "mean over members of ...", "curves": {}, "changes": {}}, []
     sft, sft_key = pipeline.finetune_policy()
     validation = pipeline.judgements(VALIDATION_PAIRS, "validation pairs")
-    for kind in ("finetune", "pretrain"):
-        groups = of_kind(kind)(whole(grid.sizes))
-        teams = [[p * F + f for p, f in group] for group in groups]
-        rms = [average([grid.rms[m] for m in team]) for team in teams]
+    for kind, axis in (("finetune", "pretrainings"), ("pretrain", "finetunings of these pretrainings")):
+        groups = ensembles(kind, range(grid.sizes["pretrain"]), range(grid.sizes["finetune"]))
+        teams = [[grid.rms[p * grid.sizes["finetune"] + f] for p, f in group] for group in groups]
+        rms = [average(team) for team in teams]
         for rm in rms:
             normalise(rm, sft["posts"], sft["responses"])
-        keys = [[[grid.keys[m] for m in team] for team in teams], sft_key, fingerprint(average), code_of(Ensemble)]
-        scores = dict(zip(groups, pipeline.score_bank(f"averaged-{kind}-{pipeline.s.task}", rms, keys, grid.bank, grid.bank_key)))
-        right = lambda: [[pipeline.right(Ensemble(x), validation) for x in both] for both in zip([[grid.rms[m] for m in team] for team in teams], [[rm] for rm in rms])]
-        accuracy = np.mean(pipeline.stage(f"averaged-{kind}-{pipeline.s.task}-accuracy", "", right, keys, VALIDATION_PAIRS)[0], 0)
-        sizes = {"ensembles": len(groups), "posts": grid.sizes["posts"]}
-        drawn = lambda draw: [groups[i] for i in draw["ensembles"]]
-        before, after = (mean_pick(grid.values, proxy, drawn) for proxy in (lambda group: take(grid.scores, group).mean(0), scores.__getitem__))
-        old, new = mean_of(before, sizes), mean_of(after, sizes)
-        found["curves"][kind] = {"x": ["scores", "weights"], **{name: [old[name], new[name]] for name in QUANTITIES}, "accuracy": accuracy}
+        name, keys = f"averaged-{kind}-{pipeline.s.task}", [grid.keys, sft_key, fingerprint(average), fingerprint(ensembles), code_of(Ensemble)]
+        scores = dict(zip(groups, pipeline.score_bank(name, rms, keys, grid.bank, grid.bank_key)))
+        right = lambda: [np.mean([pipeline.right(Ensemble(team), validation) for team in ones]).item() for ones in (teams, [[rm] for rm in rms])]
+        accuracy = pipeline.stage(f"{name}-accuracy", "", right, keys, VALIDATION_PAIRS)[0]
+        sizes, drawn = {"ensembles": len(groups), "posts": grid.sizes["posts"]}, lambda draw: [groups[i] for i in draw["ensembles"]]
+        before, after = plain(grid, drawn), pick(grid.values, scores.get, drawn)
+        old, new = means(before, sizes), means(after, sizes)
+        found["curves"][kind] = {"x": ["their scores", "their weights"], **{name: [old[name], new[name]] for name in QUANTITIES}, "accuracy": accuracy}
         found["changes"][kind] = changes(after, before, sizes)
-        axis = {"finetune": "pretrainings", "pretrain": "finetunings, for these pretrainings"}[kind]
-        clauses.append(sentence(f"averaged weights against averaged scores, {KINDS[kind]} (accuracy {accuracy[0]:.3f} -> {accuracy[1]:.3f}; over posts and {axis})",
-                                found["changes"][kind], shared))
+        subject = f"{KINDS[kind]}, scores averaged -> weights averaged (accuracy {accuracy[0]:.3f} -> {accuracy[1]:.3f}; over posts and {axis})"
+        sentences.append(sentence(subject, found["changes"][kind], shared))
         print(f"averaged: {KINDS[kind]}", flush=True)
-    return found, "; and ".join(clauses)
+    return found, " ".join(sentences)
 
 
 def growing(P, F, rng):
-    """Members in a random order, twice: across pretrainings (one of each first, then a second of each, ...), and within one."""
+    """Members in a random order, twice: across pretrainings (one of each, then a second of each ...), and within one."""
     ps, fs = rng.permutation(P), [rng.permutation(F) for _ in range(P)]
     return {"across": [(p, fs[p][i]) for i in range(F) for p in ps], "within": [(ps[0], f) for f in fs[ps[0]]]}
 
@@ -274,41 +261,34 @@ def members(grid, shared, out):
     """Mean over CHOICES random orders of the members. The sentence compares all P * F with the pretrain ensembles, which have one of each pretraining."""
     P, F, rng, found = grid.sizes["pretrain"], grid.sizes["finetune"], np.random.default_rng(0), {"label": "members", "curves": {}}
     orders = [growing(P, F, rng) for _ in range(CHOICES)]
-    mean = lambda group: take(grid.scores, group).mean(0)
     for way, largest in (("across", P * F), ("within", F)):
-        sizes = sorted({size for size in SIZES if size < largest} | {largest})
-        rows = [mean_of(mean_pick(grid.values, mean, lambda draw: [tuple(order[way][:size]) for order in orders]), grid.sizes) for size in sizes]
-        found["curves"][way] = {"x": sizes, **{name: [row[name] for row in rows] for name in QUANTITIES}}
-    found["changes"] = {"pretrain": changes(plain(grid, "all"), plain(grid, "pretrain"), grid.sizes)}
-    return found, sentence(f"{P} -> {P * F} members, {F} of each pretraining (over posts, pretrainings, finetunings)", found["changes"]["pretrain"], shared)
+        sizes = [size for size in sorted({*SIZES, P, F, P * F}) if size <= largest]
+        rows = [means(plain(grid, lambda draw: [tuple(order[way][:size]) for order in orders]), grid.sizes) for size in sizes]
+        found["curves"][way] = {"x": [str(size) for size in sizes], **{name: [row[name] for row in rows] for name in QUANTITIES}}
+    found["changes"] = {"pretrain": changes(plain(grid, of_kind("all")), plain(grid, of_kind("pretrain")), grid.sizes)}
+    return found, sentence(f"{P} -> {P * F} members, 1 -> {F} of each pretraining ({EVERYTHING})", found["changes"]["pretrain"], shared)
 
 
 def more_data(name, grid, shared, out):
-    """A sweep of sweep.py; the sentence compares its two ends, from the worse data to the better, on the same posts, pretrainings and finetuning seeds."""
-    pipeline = grid.pipeline
-    found = sweep(name, pipeline.s, pipeline.device, out, pipeline.cache)
-    print(f"\n{sweep_table(found)}")
-    least, most = sorted((found["values"][0], found["values"][-1]), reverse=name == "flipped")
-    before, after = (measure(Pipeline(replace(pipeline.s, **{name: value}), pipeline.device, pipeline.cache, lambda text: None)) for value in (least, most))
-    found = changes(plain(after, "pretrain"), plain(before, "pretrain"), grid.sizes)
-    return {"values": [least, most], "changes": {"pretrain": found}}, sentence(
-        f"{name} {least:g} -> {most:g}, pretrain ensemble (over posts, pretrainings, finetunings)", found, shared)
+    """A sweep of sweep.py. The sentence compares its ends, from worse data to better: the same posts, pretrainings and finetuning seeds."""
+    s, device, stages = grid.pipeline.s, grid.pipeline.device, grid.pipeline.cache
+    found = sweep(name, s, device, out, stages)
+    print(f"\n{sweep_table(found)}\n", flush=True)
+    worse, better = sorted((found["values"][0], found["values"][-1]), reverse=name == "flipped")
+    before, after = (plain(measure(Pipeline(replace(s, **{name: value}), device, stages, lambda text: None)), of_kind("pretrain")) for value in (worse, better))
+    found = {"values": [worse, better], "changes": {"pretrain": changes(after, before, grid.sizes)}}
+    return found, sentence(f"pretrain ensemble, {name} {worse:g} -> {better:g} ({EVERYTHING})", found["changes"]["pretrain"], shared)
 
 
-METHODS = {"distance": distance, "uwo": uwo, "averaged": averaged, "members": members, "pairs": functools.partial(more_data, "pairs"),
-           "flipped": functools.partial(more_data, "flipped")}
+METHODS = {"distance": distance, "uwo": uwo, "averaged": averaged, "members": members, "pairs": partial(more_data, "pairs"), "flipped": partial(more_data, "flipped")}
 
 
 # ----- tables, figures, the command line ----------------------------------------------------------------
 
-TITLES = {"gold": "Gold reward of the pick", "list": "Lists (share)", "numbers": "States a number (share)", "wrong_facts": "Wrong facts",
-          "filler": "Filler words", "chatter": "Chatter words", "repetition": "Repeated words", "length": "Length (tokens)"}
-
-
 def curves_table(found):
     """Every point of a method's figure, and the traits that it does not show."""
     columns = [name for name in next(iter(found["curves"].values())) if name != "x"]
-    rows = [[LABELS[line], f"{x}", *(curve[name][i] for name in columns)] for line, curve in found["curves"].items() for i, x in enumerate(curve["x"])]
+    rows = [[LABELS[line], x, *(curve[name][i] for name in columns)] for line, curve in found["curves"].items() for i, x in enumerate(curve["x"])]
     return table(["best of n by", found["label"], *columns], rows)
 
 
@@ -321,12 +301,38 @@ def draw(found, compared):
             axis.plot(curve["x"], curve[name], "o-", color=LINES[line], label=LABELS[line])
         axis.axhline(compared["sft"][name], color="grey", linestyle=":", label="SFT")
         axis.set(title=TITLES[name], xlabel=found["label"])
-        if found["label"] == "members":
-            axis.set_xscale("log")
-            axis.set_xticks(found["curves"]["across"]["x"], found["curves"]["across"]["x"])
-            axis.minorticks_off()
+        axis.margins(x=0.1)
     axes[0].legend(fontsize=10)
     return figure
+
+
+def work(settings, device, out, names):
+    """Measure the grid, then the named methods on it; beyond.json is whole after each."""
+    check(settings)
+    for name in names:
+        if name not in METHODS:
+            raise ValueError(f"method: {name!r} is none of {', '.join(METHODS)}")
+    if settings.task == "all":
+        raise ValueError("--task: beyond.py takes one task at a time")
+    path = prepare(out) / "beyond.json"
+    grid = measure(Pipeline(settings, device, Cache(out / "cache", device)))
+    compared = rounded(reference(grid))
+    shared, plainly = compared["shared"], sentence(f"plain mean, one reward model -> pretrain ensemble ({EVERYTHING})", compared["changes"], compared["shared"])
+    results = {"version": VERSION, "settings": json.loads(to_json(asdict(settings))), "reference": compared, "sentences": {"plain": plainly}}
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    if all(kept.get(name) == results[name] for name in ("version", "settings", "reference")):
+        results = kept                       # the methods that are not asked for now stay
+    for name in names:
+        found, results["sentences"][name] = METHODS[name](grid, shared, out)
+        results[name] = rounded(found)
+        write_whole(path, lambda file: file.write(to_json(results)))
+        if "curves" in found:
+            write_figure(draw(results[name], compared), out / f"beyond-{name}.png")
+            print(f"\n{curves_table(results[name])}\n", flush=True)
+    rows = [[label, *(compared[key][name] for name in QUANTITIES)] for key, label in {"sft": "SFT", **KINDS, "oracle": "the gold reward itself"}.items()]
+    print(f"\n{table([f'best of {settings.n} by', *QUANTITIES], rows)}\n")
+    print(beyond_section({"beyond": results}))
+    print(f"\nbeyond.json and the figures are in {out}")
 
 
 def main(argv=None):
@@ -334,33 +340,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("methods", nargs="*", metavar="method", help=f"{', '.join(METHODS)} (default: all)")
     settings, device, out, traceback, own = parse(argv, parser)
-
-    def work():
-        for name in own["methods"]:
-            if name not in METHODS:
-                raise ValueError(f"method: {name!r} is none of {', '.join(METHODS)}")
-        check(settings)
-        if settings.task == "all":
-            raise ValueError("--task: beyond.py takes one task at a time")
-        path = prepare(out) / "beyond.json"
-        grid = measure(Pipeline(settings, pick_device(device), Cache(out / "cache", pick_device(device))))
-        results = {"version": VERSION, "settings": json.loads(to_json(asdict(settings))), "reference": rounded(reference(grid)), "sentences": {}}
-        kept = json.loads(path.read_text()) if path.exists() else {}
-        if all(kept.get(name) == results[name] for name in ("version", "settings", "reference")):
-            results = kept                       # methods that are not asked for now stay
-        for name in own["methods"] or METHODS:
-            found, results["sentences"][name] = METHODS[name](grid, results["reference"]["shared"], out)
-            results[name] = rounded(found)
-            write_whole(path, lambda file: file.write(to_json(results)))
-            if "curves" in found:
-                write_figure(draw(results[name], results["reference"]), out / f"beyond-{name}.png")
-                print(f"\n{curves_table(results[name])}\n", flush=True)
-        compared = [[name, *results["reference"][key].values()] for key, name in {"sft": "SFT", **KINDS, "oracle": "the gold reward itself"}.items()]
-        print(f"\n{table([f'best of {settings.n} by', *QUANTITIES], compared)}\n")
-        print("\n".join(f"- {name}: {text}." for name, text in results["sentences"].items()))
-        print(f"\nbeyond.json and the figures are in {out}")
-
-    return exit_status(work, traceback)
+    return exit_status(lambda: work(settings, pick_device(device), out, own["methods"] or list(METHODS)), traceback)
 
 
 if __name__ == "__main__":

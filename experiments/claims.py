@@ -325,7 +325,9 @@ def claims_table(data, task):
 
 
 def load_scores(path):
-    """The dict of arrays in a scores-TASK.npz."""
+    """The dict of arrays in a scores-TASK.npz; ValueError that says what to run if there is none."""
+    if not path.exists():
+        raise ValueError(f"there is no {path}: run python experiments/overopt.py --out {path.parent}")
     with np.load(path) as arrays:
         return dict(arrays)
 

@@ -11,8 +11,10 @@ import json
 from pathlib import Path
 import re
 import shutil
+from statistics import mean
 
 from cache import write_whole
+from world import PRICES
 
 VERSION = 2              # of results.json
 ROOT = Path(__file__).parent.parent
@@ -85,15 +87,20 @@ def claim_cell(row):
     return f"{row['estimate']:+.{digits}f} [{row['ci_low']:+.{digits}f}, {row['ci_high']:+.{digits}f}] {MARKS[row['verdict']]}"
 
 
+def verdicts(r):
+    """How often each verdict fell, by task."""
+    count = lambda task, verdict: sum((row["task"], row["verdict"]) == (task, verdict) for row in r["claims"])
+    return "; ".join(f"{task} " + ", ".join(f"{count(task, verdict)} {verdict}" for verdict in MARKS) for task in r["tasks"])
+
+
 def claims_section(r):
     """All claims of all tasks, one line each, and how often each verdict fell."""
     tasks, rows = list(r["tasks"]), {}
     for row in r["claims"]:
         rows.setdefault(row["id"], {})[row["task"]] = row
     lines = [[name, next(iter(of.values()))["statement"], *[claim_cell(of[task]) for task in tasks]] for name, of in rows.items()]
-    verdicts = "; ".join(f"{task}: " + ", ".join(f"{sum(row['verdict'] == v for row in r['claims'] if row['task'] == task)} {v}" for v in MARKS) for task in tasks)
     return (table(["id", "claim", *tasks], lines)
-            + f"\n\nEstimate [95 % interval], and whether that interval leaves out zero on the paper's side (yes), on the other (NO) or not at all (?). {verdicts}.")
+            + f"\n\nEstimate [95 % interval], and whether that interval leaves out zero on the paper's side (yes), on the other (NO) or not at all (?). {verdicts(r)}.")
 
 
 AXES = {"pretrain": "pretrainings", "finetune": "finetunings", "posts": "posts", "seeds": "PPO seeds"}
@@ -169,31 +176,28 @@ def sweep_table(found):
 
 
 def headline_section(r):
-    """The run in a few sentences: numbers only, the verdict is the reader's."""
-    bon, n, least = r["bon"], r["bon"]["n"][-1], least_weight(r)
-    lines = []
-    for kind in KINDS:
-        rows = bon[kind][r["settings"]["aggregator"]]
-        best = max(range(len(bon["n"])), key=rows["gold"].__getitem__)
-        lines.append(f"- Best of {n} by a {KINDS[kind].removeprefix('one ')}: the proxy goes from {rows['proxy'][0]:.2f} to {rows['proxy'][-1]:.2f}, the gold "
-                     f"reward from {rows['gold'][0]:.2f} to {rows['gold'][-1]:.2f} (its best is {rows['gold'][best]:.2f}, at n = {bon['n'][best]}).")
-    def seeds(kind, show):
-        return ", ".join(show(run) for run in r["ppo"]["runs"] if (run["kind"], run["kl_weight"]) == (kind, least))
-    golds = "; ".join(f"{KINDS[kind]} {seeds(kind, lambda run: format(run['gold'], '.2f'))}" for kind in KINDS)
-    lines.append(f"- PPO with the smallest KL weight ({least:g}), gold of every seed (SFT: {r['sft']['gold']:.2f}): {golds}.")
-    moves = []
-    for kind in KINDS:
-        rows = [row for row in r["ppo"]["summary"] if row["kind"] == kind]
-        best, last = max(rows, key=lambda row: row["gold"]), min(rows, key=lambda row: row["kl_weight"])
-        moves.append(f"{KINDS[kind]} ({best['kl_weight']:g}) proxy {best['proxy']:.2f} -> {last['proxy']:.2f}, gold {best['gold']:.2f} -> {last['gold']:.2f}")
-    if len(r["settings"]["kl_weights"]) > 1:
-        lines.append(f"- PPO, mean over seeds, from the KL weight that is best for gold to the smallest: {'; '.join(moves)}.")
-    changes = []
-    for trait, show in (("list", ".0%"), ("numbers", ".0%"), ("wrong_facts", ".2f")):
-        after = seeds("pretrain", lambda run: format(run["traits"][trait], show))
-        changes.append(f"{WORDS[trait]} {r['traits']['sft'][trait]:{show}} -> {after}")
-    lines.append(f"- What PPO on pretrain ensembles (KL weight {least:g}) does to the text, SFT -> every seed: {'; '.join(changes)}.")
-    return "\n".join(lines)
+    """The first task in a few sentences: numbers and intervals; the verdicts are computed in claims.py."""
+    bon, n, least, task = r["bon"], r["bon"]["n"][-1], least_weight(r), next(iter(r["tasks"]))
+    rows = {row["id"]: row for row in r["claims"] if row["task"] == task}
+    one, name = bon["single"][r["settings"]["aggregator"]], r["settings"]["aggregator"]
+    best = max(range(len(bon["n"])), key=one["gold"].__getitem__)
+    golds = {kind: mean([run["gold"] for run in r["ppo"]["runs"] if (run["kind"], run["kl_weight"]) == (kind, least)]) for kind in KINDS}
+    each = lambda values: ", ".join(f"{KINDS[kind]} {value:.2f}" for kind, value in values.items())
+    after = r["traits"]["ppo-pretrain"]
+    lines = [
+        f"**One reward model is hacked.** Best of {n} by one reward model: its own score goes from {one['proxy'][0]:.2f} to {one['proxy'][-1]:.2f}, the true (gold) reward from "
+        f"{one['gold'][0]:.2f} to {one['gold'][best]:.2f} at n = {bon['n'][best]} and to {one['gold'][-1]:.2f} at n = {n}.",
+        f"**Ensembles help.** Gold of the best of {n}: {each({kind: bon[kind][name]['gold'][-1] for kind in KINDS})}; pretrain ensemble - one reward model "
+        f"{claim_cell(rows['bon_pretrain_vs_single'])}. Gold of the least-penalised PPO (SFT: {r['sft']['gold']:.2f}): {each(golds)}; at matched KL {claim_cell(rows['rl_pretrain_vs_single'])}.",
+        f"**But do not eliminate.** PPO on pretrain ensembles (KL weight {least:g}) still takes lists from {r['traits']['sft']['list']:.0%} of responses to {after['list']:.0%} (nobody asked for lists), responses with a number "
+        f"from {r['traits']['sft']['numbers']:.0%} to {after['numbers']:.0%}, wrong facts per response from {r['traits']['sft']['wrong_facts']:.2f} to {after['wrong_facts']:.2f}.",
+        f"**All claims**, computed: {verdicts(r)}."]
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def prices_section(r):
+    """What each rater pays and takes, from world.py."""
+    return table(["gold reward", *PRICES], [[part.replace("_", " "), *[f"{prices[part]:+g}" for prices in PRICES.values()]] for part in PRICES["tldr"]])
 
 
 def minutes_section(r):
@@ -212,7 +216,6 @@ def tour_section(r):
     return table(["file", "lines", "what it is"], rows)
 
 
-WORDS = {"list": "lists", "numbers": "responses with a number", "wrong_facts": "wrong facts per response"}
 STAGES = {"pretrain": "pretraining", "sft": "SFT", "rm": "reward models", "bank": "sampling", "scores": "scoring", "control": "control arm", "ppo": "PPO"}
 TOUR = {
     "policy.py": "a tiny transformer; a language model; training; sampling with a cache; log-probabilities",
@@ -233,7 +236,7 @@ TOUR = {
 }
 SECTIONS = {"headline": headline_section, "minutes": minutes_section, "tour": tour_section, "accuracy": accuracy_section, "agreement": agreement_section,
             "bon": bon_section, "ppo": ppo_section, "traits": traits_section, "texts": texts_section, "claims": claims_section,
-            "undecided": undecided_section, "survival": survival_section, "tasks": tasks_section, "beyond": beyond_section,
+            "undecided": undecided_section, "survival": survival_section, "prices": prices_section, "tasks": tasks_section, "beyond": beyond_section,
             **{f"sweep_{name}": partial(sweep_section, name=name) for name in ("coverage", "size")}}
 PER_TASK = {"accuracy": "Accuracy", "agreement": "Agreement between reward models", "bon": "Best-of-n", "ppo": "PPO", "traits": "Traits, before and after",
             "texts": "Read it", "headline": "In short"}
