@@ -82,3 +82,9 @@ def pretrain_ensembles(pretrain_seeds, finetune_seeds):
     """One ensemble per diagonal of the grid: members differ in pretraining seed, and in finetuning seed too as
     far as there are enough: pretrain_ensembles(3, 3) == [[0, 4, 8], [1, 5, 6], [2, 3, 7]]. (Our choice.)"""
     return [[p * finetune_seeds + (f + p) % finetune_seeds for p in range(pretrain_seeds)] for f in range(finetune_seeds)]
+
+
+def groups(pretrain_seeds, finetune_seeds):
+    """What a policy can be aligned to, as lists of members: {"single": [[0], [1], ...], "finetune": ..., "pretrain": ...}."""
+    return {"single": [[m] for m in range(pretrain_seeds * finetune_seeds)], "finetune": finetune_ensembles(pretrain_seeds, finetune_seeds),
+            "pretrain": pretrain_ensembles(pretrain_seeds, finetune_seeds)}

@@ -7,38 +7,15 @@ import numpy as np
 import torch
 
 from bon import best_of_n, bon_kl, expected_best_of_n
-from claims import KINDS, correlation, ranks
+from cache import rounded
+from claims import KINDS, correlation, powers_of_two, ranks, relations
 import ensemble
 import world
-
-
-def rounded(x, digits=5):
-    """Plain lists and floats for JSON, rounded so that the file is short; NaN, which JSON does not have, as None."""
-    if isinstance(x, dict):
-        return {key: rounded(value, digits) for key, value in x.items()}
-    if isinstance(x, (list, tuple)):
-        return [rounded(value, digits) for value in x]
-    if isinstance(x, (np.ndarray, torch.Tensor)):
-        return rounded(x.tolist(), digits)
-    if isinstance(x, (float, np.floating)):
-        return round(float(x), digits) if np.isfinite(x) else None
-    return x
 
 
 def aggregate(name, scores):
     """ensemble.aggregate on a numpy array (M, ...) -> (...)."""
     return ensemble.aggregate(name, torch.from_numpy(scores)).numpy()
-
-
-def powers_of_two(N):
-    return [2**i for i in range(N.bit_length()) if 2**i < N] + [N]
-
-
-def relations(groups):
-    """(M, M) boolean matrices: which pairs of reward models share a pretraining (but are not one), and which do not."""
-    pretraining = np.concatenate([[i] * len(members) for i, members in enumerate(groups["finetune"])])
-    alike = pretraining[:, None] == pretraining
-    return {"same": alike & ~np.eye(len(alike), dtype=bool), "other": ~alike}
 
 
 def mean_over(matrix, mask):
@@ -67,14 +44,14 @@ def best_of_n_findings(scores, gold, groups, ns, aggregator):
 def agreement_findings(scores, runs, groups, ns):
     """Reward that a RM's best-of-n pick has by itself, by RMs of the same pretraining, by the others; and the rank
     correlation between RMs on samples of the SFT policy and of the PPO policies."""
-    pairs = relations(groups)
+    pairs = relations(len(groups["finetune"]), len(groups["finetune"][0]))
     picked = np.array([expected_best_of_n(own, scores, ns).mean(1) for own in scores]).transpose(2, 0, 1)    # (ns, picker, judge)
-    found = {"bon_reward": {"self": picked.diagonal(axis1=1, axis2=2).mean(-1), **{k: mean_over(picked, m) for k, m in pairs.items()}}}
+    found = {"bon_reward": {"self": picked.diagonal(axis1=1, axis2=2).mean(-1), **{k: mean_over(picked, pairs[k]) for k in ("same", "other")}}}
     sft = spearman(scores.reshape(len(scores), -1))
     found["rank_correlation"] = {
-        "sft": {k: mean_over(sft, m) for k, m in pairs.items()},
+        "sft": {k: mean_over(sft, pairs[k]) for k in ("same", "other")},
         "ppo": [{"kind": r["kind"], "kl_weight": r["kl_weight"], "kl": r["kl"].mean(),
-                 **{k: mean_over(spearman(r["scores"]), m) for k, m in pairs.items()}} for r in runs]}
+                 **{k: mean_over(spearman(r["scores"]), pairs[k]) for k in ("same", "other")}} for r in runs]}
     return found
 
 
@@ -82,7 +59,7 @@ def run_findings(run, aggregator):
     """The numbers of one PPO run: final policy on the bank's posts, and the way there."""
     proxy = aggregate(aggregator, run["scores"][run["members"]])
     return {**{k: run[k] for k in ("kind", "seed", "kl_weight", "members")}, "kl": run["kl"].mean(), "proxy": proxy.mean(),
-            "gold": run["gold"].mean(), "disagreement": run["scores"].std(0).mean(), "traits": {k: x.mean() for k, x in run["traits"].items()},
+            "gold": run["gold"].mean(), "disagreement": run["scores"][run["members"]].std(0).mean(), "traits": {k: x.mean() for k, x in run["traits"].items()},
             "parts": {k: x.mean() for k, x in run["parts"].items()},
             "curve": {k: [record[k] for record in run["curve"]] for k in ("kl", "proxy", "gold", "entropy", "clip_fraction", "explained_variance")}}
 
@@ -137,11 +114,17 @@ def arrays(s, accuracies, scores, judged, control=None, runs=()):
         data["control"] = control.reshape(P, -1, *control.shape[1:]).astype(single)
     if runs:
         by_name = {(r["kind"], r["kl_weight"], r["seed"]): r for r in runs}
-        square = lambda value: np.array([[[value(by_name[kind, weight, seed]) for seed in s.ppo_seeds] for weight in s.kl_weights] for kind in KINDS])
-        data |= {"ppo_scores": square(lambda r: r["scores"].reshape(P, F, -1)), "ppo_proxy": square(lambda r: aggregate(s.aggregator, r["scores"][r["members"]])),
-                 "ppo_gold": square(lambda r: r["gold"]), "ppo_kl": square(lambda r: r["kl"]),
-                 "ppo_traits": np.stack([square(lambda r: r["traits"][name]) for name in world.TRAITS])}
-        data = {name: x.astype(single) if name.startswith("ppo_") else x for name, x in data.items()}
+
+        def square(value):
+            """value(run) of all runs: (kinds, KL weights, seeds, ...)."""
+            return np.array([[[value(by_name[kind, weight, seed]) for seed in s.ppo_seeds] for weight in s.kl_weights] for kind in KINDS])
+
+        ppo = {"scores": square(lambda r: r["scores"].reshape(P, F, -1)),
+               "proxy": square(lambda r: aggregate(s.aggregator, r["scores"][r["members"]])),
+               "gold": square(lambda r: r["gold"]),
+               "kl": square(lambda r: r["kl"]),
+               "traits": np.stack([square(lambda r: r["traits"][name]) for name in world.TRAITS])}
+        data |= {f"ppo_{name}": x.astype(single) for name, x in ppo.items()}
         data |= {"kl_weights": np.array(s.kl_weights), "ppo_seeds": np.array(s.ppo_seeds)}
     return data
 
@@ -152,7 +135,8 @@ def analyse(s, accuracies, ceiling, scores, judged, bank, runs, groups):
     found = [run_findings(r, s.aggregator) for r in runs]
     return rounded({
         "accuracy": {"mean": np.mean(accuracies), "std": np.std(accuracies), "ceiling": ceiling, "all": accuracies},
-        "sft": {"gold": gold.mean(), "disagreement": scores.std(0).mean(), "parts": {k: x.mean() for k, x in judged["parts"].items()}},
+        "sft": {"gold": gold.mean(), "disagreement": {kind: np.mean([scores[members].std(0).mean() for members in choices]) for kind, choices in groups.items()},
+                "parts": {k: x.mean() for k, x in judged["parts"].items()}},
         "bon": best_of_n_findings(scores, gold, groups, ns, s.aggregator),
         "agreement": agreement_findings(scores, runs, groups, ns),
         "ppo": {"summary": summary(found), "runs": found},

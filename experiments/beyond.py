@@ -18,6 +18,7 @@ from collections import namedtuple
 import copy
 from dataclasses import asdict, replace
 from functools import cache, partial
+import hashlib
 import json
 from pathlib import Path
 import sys
@@ -29,12 +30,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from analysis import rounded
-from cache import Cache, code_of, fingerprint, write_whole
+from cache import Cache, code_of, fingerprint, rounded, to_json, write_whole
 from claims import bootstrap, held_out_best, interval, verdict
 from ensemble import Ensemble, finetune_ensembles, pretrain_ensembles
 from figures import COLOURS, write_figure
-from overopt import check, exit_status, parse, pick_device, prepare, to_json
+from overopt import check, exit_status, parse, pick_device, prepare
 from pipeline import Pipeline, VALIDATION_PAIRS
 from policy import trim
 from report import KINDS, VERSION, beyond_section, sweep_table, table
@@ -49,6 +49,7 @@ LINES = {**COLOURS, "across": COLOURS["pretrain"], "within": COLOURS["finetune"]
 WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)       # of a penalty; rewards and distances have std 1
 RIDGE = 1e-3                 # of a covariance, as a share of its mean variance
 SIZES, CHOICES = (1, 2, 3, 5, 10, 15, 25), 20        # of ensembles, and random ones of each size
+EVERYTHING = "over posts, pretrainings and finetunings"         # what an interval speaks of
 
 # sizes {axis: size}, scores (P, F, posts, n), values (QUANTITIES, posts, n); rms and keys are lists of P * F, by pretraining
 Grid = namedtuple("Grid", "pipeline rms keys bank bank_key sizes scores values")
@@ -99,9 +100,14 @@ def plain(grid, groups):
     return pick(grid.values, lambda group: take(grid.scores, group).mean(0), groups)
 
 
+def whole(sizes):
+    """The draw that draws everything once."""
+    return {axis: np.arange(size) for axis, size in sizes.items()}
+
+
 def means(picked, sizes):
     """{quantity: mean over posts} of a `pick`."""
-    return dict(zip(QUANTITIES, picked({axis: np.arange(size) for axis, size in sizes.items()}).mean(-1)))
+    return dict(zip(QUANTITIES, picked(whole(sizes)).mean(-1)))
 
 
 def changes(after, before, sizes):
@@ -119,11 +125,9 @@ def reference(grid):
     """What methods are held against: mean quantities of SFT, of the plain ensembles' picks and of the gold reward's own (the oracle), and the
     `shared` hacks {trait: 1, or -1 for one that falls}: what best-of-n by these pretrain ensembles moves away from SFT, beyond the
     chance in the choice of posts, and away from the oracle. (A list is; a number stated, if the oracle states still more, is not.)"""
-    sizes, posts = grid.sizes, {"posts": grid.sizes["posts"]}
-    seeds = {axis: np.arange(size) for axis, size in sizes.items()}
+    sizes, posts, by_kind, shared = grid.sizes, {"posts": grid.sizes["posts"]}, {kind: plain(grid, of_kind(kind)) for kind in KINDS}, {}
     sft, oracle = (lambda draw: grid.values.mean(-1)), means(pick(grid.values, lambda group: grid.values[0], lambda draw: ["oracle"]), posts)
-    by_kind, shared = {kind: plain(grid, of_kind(kind)) for kind in KINDS}, {}
-    for name, r in changes(lambda draw: by_kind["pretrain"]({**seeds, **draw}), sft, posts).items():
+    for name, r in changes(lambda draw: by_kind["pretrain"]({**whole(sizes), **draw}), sft, posts).items():
         if name != "gold" and not r["ci_low"] <= 0 <= r["ci_high"] and abs(r["after"] - oracle[name]) > abs(r["before"] - oracle[name]):
             shared[name] = 1 if r["estimate"] > 0 else -1
     return {"sft": means(sft, posts), **{kind: means(picked, sizes) for kind, picked in by_kind.items()}, "oracle": oracle, "shared": shared,
@@ -139,35 +143,33 @@ def told(name, change):
 
 def sentence(subject, found, shared):
     """What `changes` found, for shared {trait: sign}: an interval that holds zero, or none at all, leaves it undecided."""
-    word = lambda name, sign, yes, no: {"reproduced": yes, "opposite": no, "inconclusive": "undecided"}[verdict(found[name]["ci_low"], found[name]["ci_high"], sign)]
+    def word(name, sign, yes, no):
+        return {"reproduced": yes, "opposite": no, "inconclusive": "undecided"}[verdict(found[name]["ci_low"], found[name]["ci_high"], sign)]
     hacks = {"reduced": [], "made worse": [], "undecided": []}
     for name, sign in shared.items():
         hacks[word(name, -sign, "reduced", "made worse")].append(told(name, found[name]))
     listed = "; ".join(f"{kind}: {', '.join(items) or 'none'}" for kind, items in hacks.items())
     return (f"{subject}: {told('gold', found['gold'])}, {word('gold', 1, 'higher', 'lower')}; "
-            + (f"of {len(shared)} shared hacks {listed}." if shared else "no hack is shared beyond chance."))
-
-
-EVERYTHING = "over posts, pretrainings and finetunings"
+            + (f"shared hacks {listed}." if shared else "no hack is shared beyond chance."))
 
 
 # ----- the methods: method(grid, shared, out) -> (what beyond.json holds, one sentence) -----------------
 
 def swept(grid, shared, name, proxy, kinds):
     """A penalised proxy(group, weight) -> (posts, n), at every weight. The weight whose picks have the best gold is chosen on one half of the
-    posts and used on the other: on its own half it would be the best by luck too."""
+    posts and used on the other: on its own half it would be the best by luck too. (Intervals take the choice as given.)"""
     found, half = {"label": f"weight of the {name}", "curves": {}, "chosen": {}, "changes": {}}, np.arange(grid.sizes["posts"]) % 2
-    everybody = {axis: np.arange(size) for axis, size in grid.sizes.items()}
     for kind in kinds:
-        curve = np.array([pick(grid.values, partial(proxy, weight=weight), of_kind(kind))(everybody) for weight in WEIGHTS])      # (weights, QUANTITIES, posts)
+        # (weights, QUANTITIES, posts)
+        curve = np.array([pick(grid.values, partial(proxy, weight=weight), of_kind(kind))(whole(grid.sizes)) for weight in WEIGHTS])
         chosen = np.array(WEIGHTS)[held_out_best(np.array([curve[:, 0, half == h].mean(-1) for h in (0, 1)]))]
         penalised = pick(grid.values, partial(proxy, weight=chosen[half][:, None]), of_kind(kind))
         found["curves"][kind] = {"x": [f"{weight:g}" for weight in WEIGHTS], **dict(zip(QUANTITIES, curve.mean(-1).T))}
         found["chosen"][kind], found["changes"][kind] = chosen, changes(penalised, plain(grid, of_kind(kind)), grid.sizes)
         print(f"{name}: {KINDS[kind]}, {len(WEIGHTS)} weights", flush=True)
     even, odd = found["chosen"]["pretrain"]
-    subject = f"pretrain ensemble without -> with a penalty on the {name} (weight {even:g} on even posts, {odd:g} on odd ones, each chosen on the others; {EVERYTHING})"
-    return found, sentence(subject, found["changes"]["pretrain"], shared)
+    subject = f"pretrain ensemble without -> with a penalty on the {name} (weight {even:g} on even posts, {odd:g} on odd ones, each chosen for gold on the others"
+    return found, sentence(f"{subject}; {EVERYTHING})", found["changes"]["pretrain"], shared)
 
 
 def mahalanobis(states, known, ridge=RIDGE):
@@ -191,20 +193,15 @@ def last_states(rm, prompts, responses):
     return torch.cat(states)
 
 
-def training_texts(pipeline):
-    """What the reward models were trained on: prompts (N, P), responses (N, R)."""
-    prompts, first, second = pipeline.judgements(pipeline.s.pairs, "training pairs")
-    return (prompts, first) if pipeline.s.task == "nli" else (prompts.repeat(2, 1), torch.cat([first, second]))       # nli: second is labels
-
-
 def distance(grid, shared, out):
     """Every reward model's own distances, standardised over the bank: in a unit as large as the scores'."""
-    pipeline, far, n = grid.pipeline, [], grid.pipeline.s.n
-    known, bank = training_texts(pipeline), (grid.bank["posts"].repeat_interleave(n, 0), grid.bank["responses"])
-    code = [fingerprint(function) for function in (mahalanobis, last_states, training_texts)]
+    pipeline, s, far = grid.pipeline, grid.pipeline.s, []
+    prompts, first, second = pipeline.judgements(s.pairs, "training pairs")
+    known = (prompts, first) if s.task == "nli" else (prompts.repeat(2, 1), torch.cat([first, second]))          # nli: second is labels
+    bank, code = (grid.bank["posts"].repeat_interleave(s.n, 0), grid.bank["responses"]), [fingerprint(mahalanobis), fingerprint(last_states)]
     for m, rm in enumerate(tqdm(grid.rms, "distances", leave=False, disable=None)):
         compute = lambda: mahalanobis(last_states(rm, *bank), last_states(rm, *known), RIDGE)
-        x = pipeline.stage(f"distance-{pipeline.s.task}-{m}", "", compute, grid.keys[m], grid.bank_key, code, RIDGE)[0].cpu().numpy()
+        x = pipeline.stage(f"distance-{s.task}-{m}", "", compute, grid.keys[m], grid.bank_key, code, RIDGE)[0].cpu().numpy()
         far.append((x - x.mean()) / x.std())
     far = np.reshape(far, grid.scores.shape)
     proxy = lambda group, weight: (take(grid.scores, group) - weight * take(far, group)).mean(0)
@@ -227,7 +224,7 @@ def average(rms):
 def averaged(grid, shared, out):
     """Members of a finetune ensemble started from one trunk (each with a head of its own), those of a pretrain ensemble from trunks that have
     nothing to do with each other. Intervals: over posts and over the given ensembles (members can't be drawn anew without scoring anew)."""
-    pipeline, found, sentences = grid.pipeline, {"label": "mean over members of ...", "curves": {}, "changes": {}}, []
+    pipeline, found, sentences = grid.pipeline, {"label": "mean of the members' ...", "curves": {}, "changes": {}}, []
     sft, sft_key = pipeline.finetune_policy()
     validation = pipeline.judgements(VALIDATION_PAIRS, "validation pairs")
     for kind, axis in (("finetune", "pretrainings"), ("pretrain", "finetunings of these pretrainings")):
@@ -243,7 +240,7 @@ def averaged(grid, shared, out):
         sizes, drawn = {"ensembles": len(groups), "posts": grid.sizes["posts"]}, lambda draw: [groups[i] for i in draw["ensembles"]]
         before, after = plain(grid, drawn), pick(grid.values, scores.get, drawn)
         old, new = means(before, sizes), means(after, sizes)
-        found["curves"][kind] = {"x": ["their scores", "their weights"], **{name: [old[name], new[name]] for name in QUANTITIES}, "accuracy": accuracy}
+        found["curves"][kind] = {"x": ["scores", "weights"], **{name: [old[name], new[name]] for name in QUANTITIES}, "accuracy": accuracy}
         found["changes"][kind] = changes(after, before, sizes)
         subject = f"{KINDS[kind]}, scores averaged -> weights averaged (accuracy {accuracy[0]:.3f} -> {accuracy[1]:.3f}; over posts and {axis})"
         sentences.append(sentence(subject, found["changes"][kind], shared))
@@ -251,22 +248,18 @@ def averaged(grid, shared, out):
     return found, " ".join(sentences)
 
 
-def growing(P, F, rng):
-    """Members in a random order, twice: across pretrainings (one of each, then a second of each ...), and within one."""
-    ps, fs = rng.permutation(P), [rng.permutation(F) for _ in range(P)]
-    return {"across": [(p, fs[p][i]) for i in range(F) for p in ps], "within": [(ps[0], f) for f in fs[ps[0]]]}
-
-
 def members(grid, shared, out):
-    """Mean over CHOICES random orders of the members. The sentence compares all P * F with the pretrain ensembles, which have one of each pretraining."""
+    """Mean over CHOICES random orders of the members: across pretrainings (one of each, then a second of each ...), and within one. The sentence
+    compares all P * F with the pretrain ensembles, which have one of each."""
     P, F, rng, found = grid.sizes["pretrain"], grid.sizes["finetune"], np.random.default_rng(0), {"label": "members", "curves": {}}
-    orders = [growing(P, F, rng) for _ in range(CHOICES)]
+    draws = [(rng.permutation(P), [rng.permutation(F) for _ in range(P)]) for _ in range(CHOICES)]
+    orders = [{"across": [(p, fs[p][i]) for i in range(F) for p in ps], "within": [(ps[0], f) for f in fs[ps[0]]]} for ps, fs in draws]
     for way, largest in (("across", P * F), ("within", F)):
         sizes = [size for size in sorted({*SIZES, P, F, P * F}) if size <= largest]
         rows = [means(plain(grid, lambda draw: [tuple(order[way][:size]) for order in orders]), grid.sizes) for size in sizes]
         found["curves"][way] = {"x": [str(size) for size in sizes], **{name: [row[name] for row in rows] for name in QUANTITIES}}
     found["changes"] = {"pretrain": changes(plain(grid, of_kind("all")), plain(grid, of_kind("pretrain")), grid.sizes)}
-    return found, sentence(f"{P} -> {P * F} members, 1 -> {F} of each pretraining ({EVERYTHING})", found["changes"]["pretrain"], shared)
+    return found, sentence(f"pretrain ensemble, members {P} -> {P * F}: 1 -> {F} of each pretraining ({EVERYTHING})", found["changes"]["pretrain"], shared)
 
 
 def more_data(name, grid, shared, out):
@@ -275,12 +268,14 @@ def more_data(name, grid, shared, out):
     found = sweep(name, s, device, out, stages)
     print(f"\n{sweep_table(found)}\n", flush=True)
     worse, better = sorted((found["values"][0], found["values"][-1]), reverse=name == "flipped")
-    before, after = (plain(measure(Pipeline(replace(s, **{name: value}), device, stages, lambda text: None)), of_kind("pretrain")) for value in (worse, better))
+    ends = [measure(Pipeline(replace(s, **{name: value}), device, stages, lambda text: None)) for value in (worse, better)]
+    before, after = (plain(end, of_kind("pretrain")) for end in ends)
     found = {"values": [worse, better], "changes": {"pretrain": changes(after, before, grid.sizes)}}
     return found, sentence(f"pretrain ensemble, {name} {worse:g} -> {better:g} ({EVERYTHING})", found["changes"]["pretrain"], shared)
 
 
-METHODS = {"distance": distance, "uwo": uwo, "averaged": averaged, "members": members, "pairs": partial(more_data, "pairs"), "flipped": partial(more_data, "flipped")}
+METHODS = {"distance": distance, "uwo": uwo, "averaged": averaged, "members": members, "pairs": partial(more_data, "pairs"),
+           "flipped": partial(more_data, "flipped")}
 
 
 # ----- tables, figures, the command line ----------------------------------------------------------------
@@ -317,10 +312,12 @@ def work(settings, device, out, names):
     path = prepare(out) / "beyond.json"
     grid = measure(Pipeline(settings, device, Cache(out / "cache", device)))
     compared = rounded(reference(grid))
-    shared, plainly = compared["shared"], sentence(f"plain mean, one reward model -> pretrain ensemble ({EVERYTHING})", compared["changes"], compared["shared"])
-    results = {"version": VERSION, "settings": json.loads(to_json(asdict(settings))), "reference": compared, "sentences": {"plain": plainly}}
+    shared = compared["shared"]
+    plainly = sentence(f"plain mean, one reward model -> pretrain ensemble ({EVERYTHING})", compared["changes"], shared)
+    code = hashlib.sha256(code_of("experiments/beyond.py").encode()).hexdigest()[:12]        # edited, the file has nothing to keep
+    results = {"version": VERSION, "settings": json.loads(to_json(asdict(settings))), "code": code, "reference": compared, "sentences": {"plain": plainly}}
     kept = json.loads(path.read_text()) if path.exists() else {}
-    if all(kept.get(name) == results[name] for name in ("version", "settings", "reference")):
+    if all(kept.get(name) == results[name] for name in ("version", "settings", "code", "reference")):
         results = kept                       # the methods that are not asked for now stay
     for name in names:
         found, results["sentences"][name] = METHODS[name](grid, shared, out)

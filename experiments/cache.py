@@ -5,10 +5,12 @@ import inspect
 import json
 import os
 from pathlib import Path
+import re
 import sys
 import time
 from types import CodeType
 
+import numpy as np
 import torch
 
 ROOT = Path(__file__).parent.parent
@@ -42,6 +44,24 @@ def write_whole(path, write):
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def to_json(x):
+    """Bytes of indented JSON, lists of plain values on one line."""
+    return re.sub(r"\[[^\[\]{}]*\]", lambda match: " ".join(match[0].split()), json.dumps(x, indent=1, allow_nan=False)).encode()
+
+
+def rounded(x, digits=5):
+    """Plain lists and floats for JSON, rounded so that the file is short; NaN, which JSON does not have, as None."""
+    if isinstance(x, dict):
+        return {key: rounded(value, digits) for key, value in x.items()}
+    if isinstance(x, (list, tuple)):
+        return [rounded(value, digits) for value in x]
+    if isinstance(x, (np.ndarray, torch.Tensor)):
+        return rounded(x.tolist(), digits)
+    if isinstance(x, (float, np.floating)):
+        return round(float(x), digits) if np.isfinite(x) else None
+    return x
 
 
 def peak_memory_gb():

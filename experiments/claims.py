@@ -11,7 +11,7 @@ seeds, F finetuning seeds, n samples for each post; kinds are single, finetune, 
     gold (posts, n), traits (traits, posts, n)       of the same samples
     ppo_scores (kinds, W, S, P, F, posts)            rewards of the PPO policies' responses, one for each post
     ppo_proxy, ppo_gold, ppo_kl (kinds, W, S, posts), ppo_traits (traits, kinds, W, S, posts)
-    kl_weights (W,), ppo_seeds (S,), trait_names (traits,), aggregator ()
+    kl_weights (W,), ppo_seeds (S,), trait_names (traits,), aggregator (), settings ()
 
 Without the arrays of PPO, or of the control arm, the claims that need them are left out.
 """
@@ -27,8 +27,10 @@ import numpy as np
 import torch
 
 from bon import best_of_n, expected_best_of_n
+from cache import rounded, to_json
 import ensemble
 from ensemble import pretrain_ensembles
+from report import claims_section, load_results, survival_section, undecided_section
 
 REPLICATES = 200         # bootstrap draws for each axis
 KINDS = ["single", "finetune", "pretrain"]
@@ -36,36 +38,40 @@ PAIRS = [("finetune", "single"), ("pretrain", "finetune"), ("pretrain", "single"
 
 # ----- what is claimed --------------------------------------------------------------------------------
 
-# axes: what is drawn anew in the bootstrap. sign: the direction of the claim.
+# axes: what is drawn anew in the bootstrap. sign: the direction of the claim. paper: what it reports, "ours" if nothing.
 Claim = namedtuple("Claim", "id statement paper axes sign", defaults=(1,))
-GRID, RUNS, ALL = ("pretrain", "finetune", "posts"), ("seeds", "posts"), ("pretrain", "finetune", "seeds", "posts")
+GRID, RUNS = ("pretrain", "finetune", "posts"), ("seeds", "posts")
+BOTH, CONTROL = ("pretrain", "finetune", "seeds", "posts"), ("pretrain", "control", "posts")
 SPREAD = 0.05        # a std of accuracy below this share of its mean is small: our choice (the paper's is 0.01)
 
 
 def claims_of(task):
-    """The list of claims for a task. What the paper does not say is ours, and says so."""
-    less = -1 if task == "nli" else 1                   # the paper: shorter and without numbers there, longer elsewhere
-    ours = "not reported"
-    better = "in this order: pretrain ensemble, finetune ensemble, single"
+    """The list of claims for a task."""
+    order = "pretrain > finetune > single"
+    lists = {"helpful": "8 % -> 50 %"}.get(task, "ours")
+    numbers = {"nli": "fewer"}.get(task, "ours")
+    length = {"tldr": "twice as long", "nli": "shorter"}.get(task, "ours")
+    less = -1 if task == "nli" else 1
     found = [
-        Claim("accuracy_spread", f"std of validation accuracy over reward models (small: below {SPREAD:.0%} of its mean)", "71.4 +- 0.8 % (TL;DR)",
+        Claim("accuracy_spread", f"std of validation accuracy over reward models (small: below {SPREAD:.0%} of the mean)", "0.008 (TL;DR)",
               ("pretrain", "finetune"), -1),
-        Claim("bon_self_vs_same", "reward of a best-of-n pick by itself - by reward models of its pretraining", "higher by itself", GRID),
-        Claim("bon_same_vs_other", "the same by reward models of its pretraining - of other pretrainings", "higher by its pretraining", GRID),
-        Claim("rank_corr_shift", "rank correlation of reward models on SFT's texts - on those of the least-penalised PPO", "falls", ALL),
-        Claim("rank_corr_pretrain", "on PPO's texts: rank correlation within a pretraining - between", "falls more between", ALL),
-        Claim("overopt_bon", "one reward model: gold of the best n - of the largest n", "stops improving, or falls", GRID),
-        Claim("overopt_rl", "PPO on one reward model: gold at the best KL weight - at the smallest", "stops improving, or falls", RUNS)]
+        Claim("bon_self_vs_same", "reward of a best-of-n pick by itself - by others of its pretraining", "higher by itself", GRID),
+        Claim("bon_same_vs_other", "the same by others of its pretraining - by other pretrainings", "higher by its own", GRID),
+        Claim("rank_corr_shift", "rank correlation of reward models: on SFT's texts - on the least-penalised PPO's", "falls", BOTH),
+        Claim("rank_corr_pretrain", "the same on PPO's texts: within a pretraining - between", "higher within", BOTH),
+        Claim("rank_corr_pretrain_shift", "that difference on PPO's texts - on SFT's", "falls more between", BOTH),
+        Claim("overopt_bon", "one reward model: gold of the best n - of the largest", "stops rising, or falls", GRID),
+        Claim("overopt_rl", "PPO on one reward model: gold at the best KL weight - at the smallest", "stops rising, or falls", RUNS)]
     for method, words, axes in (("bon", "best of n", GRID), ("rl", "PPO at matched KL", RUNS)):
-        for quantity, suffix in (("gold", ""), ("win rate against SFT", "_win")):
-            found += [Claim(f"{method}_{a}_vs_{b}{suffix}", f"{words}, {quantity}: {a} - {b}", better, axes) for a, b in PAIRS]
-    for trait, words, paper, sign in (("list", "lists", "8 % -> 50 % (Helpfulness)" if task == "helpful" else ours, 1),
-                                      ("numbers", "responses with a number", "fewer" if task == "nli" else ours, less),
-                                      ("length", "tokens", {"tldr": "twice as long", "nli": "shorter"}.get(task, ours), less),
-                                      ("wrong_facts", "wrong facts", ours, 1)):
-        found += [Claim(f"herd_{trait}{suffix}", f"{words}: {method} by the pretrain ensemble - SFT", paper, axes, sign)
-                  for suffix, method, axes in (("", "least-penalised PPO", RUNS), ("_bon", "best of n", GRID))]
-    return found + [Claim("control_list", "lists, best of n by the pretrain ensemble: with the spurious correlation - without", ours, GRID)]
+        for suffix, quantity in (("", "gold"), ("_win", "win rate against SFT")):
+            found += [Claim(f"{method}_{a}_vs_{b}{suffix}", f"{words}, {quantity}: {a} - {b}", order, axes) for a, b in PAIRS]
+    for suffix, method, axes in (("", "least-penalised PPO", RUNS), ("_bon", "best of n", GRID)):
+        found += [Claim(f"herd_{trait}{suffix}", f"{words}: {method} by the pretrain ensemble - SFT", paper, axes, sign) for trait, words, paper, sign in (
+            ("list", "lists", lists, 1),
+            ("numbers", "responses with a number", numbers, less),
+            ("length", "tokens", length, less),
+            ("wrong_facts", "wrong facts", "ours", 1))]
+    return found + [Claim("control_list", "lists, best of n by the pretrain ensemble: with the spurious correlation - without", "ours", CONTROL)]
 
 
 # ----- the bootstrap ----------------------------------------------------------------------------------
@@ -85,7 +91,8 @@ def bootstrap(statistic, sizes, replicates=REPLICATES, seed=0):
         variances[axis] = np.full(estimate.shape, np.nan)
         if m > 1:
             drawn = np.array([statistic({**whole, axis: rng.integers(m, size=m)}) for _ in range(replicates)])
-            variances[axis][known] = np.nanvar(drawn[:, known], axis=0, ddof=1) * m / (m - 1)
+            enough = known & (np.isnan(drawn).mean(0) < 0.25)           # with two seeds every other draw has no pair to compare
+            variances[axis][enough] = np.nanvar(drawn[:, enough], axis=0, ddof=1) * m / (m - 1)
     return estimate, variances
 
 
@@ -97,15 +104,15 @@ def t_quantile(df):
 
 def interval(estimate, variances, sizes):
     """95 % interval (low, high) of a claim: variances and sizes {axis: ...} of the axes that it speaks of; (None, None) if one of
-    them has size 1.
+    them shows no variance, as an axis of one seed does not.
 
     estimate +- t * standard error. The axes' variances add up, and t has Welch and Satterthwaite's degrees of freedom, since
     five seeds are few. Percentiles of the draws would be too narrow with five, and off centre: an ensemble drawn with
     replacement has some members twice. What seeds only make together is counted on both axes, so intervals are rather too wide."""
-    if not np.isfinite(estimate) or any(size < 2 for size in sizes.values()):
-        return None, None
     parts = {axis: variances[axis] for axis in sizes}
     total = sum(parts.values())
+    if not np.isfinite(total):
+        return None, None
     freedom = total**2 / sum(part**2 / (sizes[axis] - 1) for axis, part in parts.items()) if total else np.inf
     half = t_quantile(max(1, round(freedom))) * total**0.5 if total else 0.0
     return estimate - half, estimate + half
@@ -118,13 +125,11 @@ def verdict(low, high, sign, bound=0.0):
     return "reproduced" if (low > bound) == (sign > 0) else "opposite"
 
 
-def times_needed(estimate, variances, sizes, bound=0.0):
+def times_needed(estimate, high, bound=0.0):
     """About how many times as many seeds and posts on every axis would make the interval leave out the bound, if the estimate
-    stayed: variances go down with 1 / size. None beyond 100."""
-    if estimate == bound:
-        return None
-    times = 1.96**2 * sum(variances[axis] for axis in sizes) / (estimate - bound) ** 2
-    return max(times, 1.0) if times < 100 else None
+    stayed: its width goes with 1 / sqrt(size). None beyond 100."""
+    times = ((high - estimate) / (estimate - bound)) ** 2 if estimate != bound else np.inf
+    return times if times < 100 else None
 
 
 # ----- the statistics ---------------------------------------------------------------------------------
@@ -136,9 +141,22 @@ def win_rates(gold, against):
 
 
 def own_win_rates(gold):
-    """win_rates of each of (posts, n) against the others of its post; with one sample there is no other: 0.5."""
+    """Chance that a sample beats a *fresh* one of its post, from the n that there are: gold (posts, n) -> the same. The best of n is
+    below one fresh sample in n + 1, so the others of its post, all below, would flatter it."""
     n = gold.shape[1]
-    return (n * win_rates(gold.T, gold).T - 0.5) / (n - 1) if n > 1 else np.full_like(gold, 0.5)
+    return (n * win_rates(gold.T, gold).T + 0.5) / (n + 1)
+
+
+def powers_of_two(N):
+    """1, 2, 4 ... and N itself: powers_of_two(12) == [1, 2, 4, 8, 12]."""
+    return [2**i for i in range(N.bit_length()) if 2**i < N] + [N]
+
+
+def relations(P, F):
+    """(P * F, P * F) boolean matrices of pairs of reward models: itself, another of the same pretraining, of another one, any other."""
+    pretraining, itself = np.arange(P * F) // F, np.eye(P * F, dtype=bool)
+    alike = pretraining[:, None] == pretraining
+    return {"self": itself, "same": alike & ~itself, "other": ~alike, "all": ~itself}
 
 
 def ranks(scores):
@@ -153,46 +171,50 @@ def correlation(x):
     return x @ np.swapaxes(x, -1, -2)
 
 
-def held_out_best(curve):
-    """curve (halves, options) of means -> for each half the option that is best for the *others*: chosen on its own half, the best
-    is never below the last, and an interval for the fall would be about noise."""
-    others = curve.sum(0) - curve if len(curve) > 1 else curve
+def held_out_best(curves):
+    """curves (parts, options) of means -> for each part the option that is best in the *others*: chosen on its own data, the
+    best is never below the last, and pure noise would show a fall."""
+    others = curves.sum(0) - curves if len(curves) > 1 else curves
     return others.argmax(-1)
 
 
 def overoptimisation_bon(scores, gold):
-    """For single RMs (P, F, posts): gold of the best n - of the largest; and how much the proxy still rises in between. The best n
-    for the posts with even numbers is chosen on those with odd ones, and vice versa."""
+    """For single RMs (P, F, posts): gold of the best n - of the largest; and how much the proxy still rises in between. The best n is
+    chosen on other data: for posts with even numbers on odd ones, and vice versa, and on the other pretrainings."""
     P, F, posts, n = scores.shape
-    ns = [2**i for i in range(n.bit_length()) if 2**i < n] + [n]
+    ns = powers_of_two(n)
     golds, proxies = expected_best_of_n(scores, gold, ns), expected_best_of_n(scores, scores, ns)        # (P, F, posts, ns)
     half = np.arange(posts) % 2
-    best = held_out_best(np.array([golds[:, :, half == h].mean((0, 1, 2)) for h in (0, 1)]))[half]
-    at = lambda x: np.take_along_axis(x, np.broadcast_to(best[:, None], (P, F, posts, 1)), -1)[..., 0]
-    return at(golds) - golds[..., -1], proxies[..., -1] - at(proxies)
+    curves = np.stack([golds[:, :, half == h].mean((1, 2)) for h in (1, 0)])                             # (half, P, ns), of the other half
+    best = np.stack([held_out_best(curve) for curve in curves], axis=1)[:, None, half, None]             # (P, 1, posts, 1)
+    best = np.broadcast_to(best, (P, F, posts, 1))
+    fall = np.take_along_axis(golds, best, -1)[..., 0] - golds[..., -1]
+    return fall, proxies[..., -1] - np.take_along_axis(proxies, best, -1)[..., 0]
 
 
 def overoptimisation_rl(gold, proxy, sft_gold, sft_proxy):
     """The same for PPO on single RMs: (W, S, posts), KL weights from small to large, and SFT's (posts,) -> two (S, posts). SFT is
     one of the policies to choose from; the choice for a seed is made on the other seeds."""
-    golds, proxies = (np.concatenate([x, np.broadcast_to(sft, x[:1].shape)]) for x, sft in ((gold, sft_gold), (proxy, sft_proxy)))
+    golds = np.concatenate([gold, np.broadcast_to(sft_gold, gold[:1].shape)])
+    proxies = np.concatenate([proxy, np.broadcast_to(sft_proxy, proxy[:1].shape)])
     best = held_out_best(golds.mean(-1).T)
     seeds = np.arange(gold.shape[1])
     return golds[best, seeds] - golds[0], proxies[0] - proxies[best, seeds]
 
 
-def at_matched_kl(kl, values, sft_values, points=20):
-    """Mean height of each kind's frontier over the KL that all kinds reach: kl (kinds, W), values (kinds, W, posts) and SFT's (posts,)
-    -> (kinds, posts).
+def frontier_heights(kl, values, sft_values, points=20):
+    """Mean height of each kind's frontier at matched KL: kl (kinds, W), values (kinds, W, posts) and SFT's (posts,) -> (kinds, posts).
 
-    A frontier goes from SFT (KL 0) through the policies of one seed's KL weights, in straight lines. Matched is the whole
-    range from 0 to the largest KL that every kind reaches, on an even grid."""
-    grid = np.linspace(0, kl.max(1).min(), points + 1)[1:]
+    A frontier goes from SFT through the policies of one PPO seed's KL weights, in straight lines over d = sqrt(KL), on which gold is
+    nearly a parabola (Gao et al. 2022). Matched is the whole range from 0 to the largest d that every kind reaches."""
+    d = np.sqrt(np.maximum(kl, 0.0))
+    grid = np.linspace(0, d.max(1).min(), points + 1)[1:]
     heights = []
-    for x, y in zip(kl, values):
+    for x, y in zip(d, values):
         order = np.argsort(x)
-        weights = [np.interp(grid, np.append(0, x[order]), unit).mean() for unit in np.eye(len(x) + 1)]
-        heights.append(weights @ np.concatenate([sft_values[None], y[order]]))
+        x, y = np.append(0, x[order]), np.concatenate([sft_values[None], y[order]])
+        weights = np.array([np.interp(grid, x, unit).mean() for unit in np.eye(len(x))])     # of each policy in the mean
+        heights.append(weights @ y)
     return np.array(heights)
 
 
@@ -206,6 +228,9 @@ class Statistics:
         gold, posts = data["gold"], len(data["gold"])
         P, F = self.accuracy.shape
         self.sizes = {"pretrain": P, "finetune": F, "posts": posts}
+        if self.control is not None:
+            self.sizes["control"] = self.control.shape[1]
+        self.pairs = relations(P, F)
         rms = self.scores.reshape(P * F, posts, -1)
         self.values = np.stack([gold, own_win_rates(gold), *data["traits"]])                      # (values, posts, n)
         picks = best_of_n(rms)
@@ -213,15 +238,15 @@ class Statistics:
         self.judged = np.take_along_axis(rms[None], picks[:, None, :, None], -1)[..., 0]          # (picker, judge, posts)
         self.ranks = ranks(rms.reshape(P * F, -1)).reshape(rms.shape)
         self.bon_fall, self.bon_rise = overoptimisation_bon(self.scores, gold)
-        pretraining = np.arange(P * F) // F
-        alike = pretraining[:, None] == pretraining
-        self.pairs = {"self": np.eye(P * F, dtype=bool), "same": alike & ~np.eye(P * F, dtype=bool), "other": ~alike, "all": ~np.eye(P * F, dtype=bool)}
         if "ppo_seeds" in data:
             self.read_ppo(data)
 
     def read_ppo(self, data):
+        """What the claims about PPO need. PPO seeds that share a pretraining (every P-th) come and go together: an axis of groups."""
         P, F, posts, gold = *self.scores.shape[:3], data["gold"]
-        self.sizes["seeds"] = len(data["ppo_seeds"])
+        groups = data["ppo_seeds"] % P
+        self.seed_groups = [np.flatnonzero(groups == group) for group in np.unique(groups)]
+        self.sizes["seeds"] = len(self.seed_groups)
         # The smallest KL weight comes first.
         order = np.argsort(data["kl_weights"])
         kl, golds, proxy, traits, scores = (data[f"ppo_{name}"].take(order, axis) for name, axis in
@@ -230,7 +255,7 @@ class Statistics:
         self.least_ranks = ranks(scores[:, 0].reshape(*golds[:, 0].shape[:2], P * F, posts))      # (kinds, S, M, posts)
         self.rl_fall, self.rl_rise = overoptimisation_rl(golds[0], proxy[0], gold.mean(-1), np.zeros(posts))
         both = zip((golds, win_rates(golds, gold)), (gold.mean(-1), np.full(posts, 0.5)))
-        self.matched = np.array([[at_matched_kl(kl[:, :, s].mean(-1), values[:, :, s], sft) for s in range(golds.shape[2])]
+        self.matched = np.array([[frontier_heights(kl[:, :, s].mean(-1), values[:, :, s], sft) for s in range(golds.shape[2])]
                                  for values, sft in both]).swapaxes(1, 2)                         # (gold and win rate, kinds, S, posts)
 
     def ensemble_picks(self, scores, members):
@@ -262,16 +287,18 @@ class Statistics:
         bon, sft = {kind: x[..., posts].mean((1, 2)) for kind, x in picks.items()}, self.values[2:, posts].mean((1, 2))
         found |= comparisons("bon", bon) | self.rises("_bon", {kind: x[2:] for kind, x in bon.items()}, sft)
         if self.control is not None:
-            C, i = self.control.shape[1], 2 + self.names.index("list")
-            diagonals = [[(p[m // C], f[m % C] % C) for m in group] for group in pretrain_ensembles(P, C)]
+            c, C, i = draw["control"], len(draw["control"]), 2 + self.names.index("list")
+            diagonals = [[(p[m // C], c[m % C]) for m in group] for group in pretrain_ensembles(P, C)]
             lists = [self.ensemble_picks(scores, diagonals)[i][:, posts].mean() for scores in (self.scores, self.control)]
             found["control_list"] = lists[0] - lists[1]
         if "seeds" in draw:
-            seeds = draw["seeds"]
+            seeds = np.concatenate([self.seed_groups[group] for group in draw["seeds"]])
             on_sft = correlation(self.ranks[:, posts].reshape(P * F, -1))
             on_ppo = correlation(self.least_ranks[:, seeds][..., posts]).mean((0, 1))
+            within = over_pairs(on_ppo, "same") - over_pairs(on_ppo, "other")
             found |= {"rank_corr_shift": over_pairs(on_sft, "all") - over_pairs(on_ppo, "all"),
-                      "rank_corr_pretrain": over_pairs(on_ppo, "same") - over_pairs(on_ppo, "other"),
+                      "rank_corr_pretrain": within,
+                      "rank_corr_pretrain_shift": within - (over_pairs(on_sft, "same") - over_pairs(on_sft, "other")),
                       "overopt_rl": self.rl_fall[np.ix_(seeds, posts)].mean()}
             found |= comparisons("rl", dict(zip(KINDS, self.matched[:, :, seeds][..., posts].mean((2, 3)).T)))
             found |= self.rises("", dict(zip(KINDS, self.least_traits[:, :, seeds][..., posts].mean((2, 3)).T)), sft)
@@ -293,9 +320,9 @@ def comparisons(method, height):
 def claims_table(data, task):
     """The rows of a task: {id, task, statement, paper, estimate, ci_low, ci_high, n {axis: size}, verdict}, and where it applies
 
-    survives: for a trait, the share of one reward model's rise that the pretrain ensemble leaves (if that rise is itself beyond
-    chance); proxy_rise: for a fall in gold, what the proxy gains on the same way; times_needed: for an inconclusive one, how many
-    times as many seeds and posts would decide it (null: over 100)."""
+    single, survives: for a trait, one reward model's rise, and the share of it that the pretrain ensemble leaves (if that rise is
+    itself beyond chance); proxy_rise: for a fall in gold, what the proxy gains on the same way; times_needed: for an inconclusive one, how many
+    times as many seeds and posts would decide it (null: over 100). A fall in gold is "reproduced" only if the proxy rises."""
     statistics = Statistics(data)
     names = list(statistics({axis: np.arange(size) for axis, size in statistics.sizes.items()}))
     estimates, variances = bootstrap(lambda draw: np.array([*statistics(draw).values()]), statistics.sizes)
@@ -317,33 +344,36 @@ def claims_table(data, task):
                 row["verdict"] = "inconclusive"
         if claim.id.startswith("herd_"):
             alone = measured(claim.id.replace("herd_", "single_"), claim.axes)
+            row["single"] = alone[0]
             row["survives"] = estimate / alone[0] if verdict(*interval(*alone), claim.sign) == "reproduced" else None
-        if row["verdict"] == "inconclusive" and low is not None:
-            row["times_needed"] = times_needed(estimate, parts, sizes, bound)
+        if low is not None and low <= bound <= high:
+            row["times_needed"] = times_needed(estimate, high, bound)
         rows.append(row)
     return rows
 
 
-def load_scores(path):
-    """The dict of arrays in a scores-TASK.npz; ValueError that says what to run if there is none."""
+def load_scores(path, settings):
+    """The dict of arrays in a scores-TASK.npz; ValueError that says what to run if there is none, or one of other settings."""
     if not path.exists():
         raise ValueError(f"there is no {path}: run python experiments/overopt.py --out {path.parent}")
     with np.load(path) as arrays:
-        return dict(arrays)
+        data = dict(arrays)
+    if data["settings"] != to_json(settings):
+        raise ValueError(f"{path} is of other settings than results.json: its run has not finished; the command that began it continues there")
+    return data
 
 
 def main():
     """The command line: the claims table of a finished run, computed anew from its stored scores."""
-    from analysis import rounded
-    from report import claims_section, load_results, survival_section, undecided_section
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="the folder of a finished run")
     out = parser.parse_args().out
     try:
         results = load_results(out)
-        rows = [row for task in results["tasks"] for row in rounded(claims_table(load_scores(out / f"scores-{task}.npz"), task))]
+        rows = [row for task in results["tasks"] for row in claims_table(load_scores(out / f"scores-{task}.npz", results["settings"]), task)]
     except (ValueError, OSError) as error:
         parser.error(str(error))
+    rows = rounded(rows)
     for section in (claims_section, survival_section, undecided_section):
         print(f"\n{section({**results, 'claims': rows})}")
 

@@ -91,9 +91,12 @@ def agreement_figure(results):
 
 def mean_by_weight(rows, name, start):
     """KL and the named value, mean over the runs of each KL weight, from the largest weight to the smallest, after (0, start)."""
-    weights = sorted({row["kl_weight"] for row in rows}, reverse=True)
-    mean = lambda key, weight: (lambda values: sum(values) / len(values))([row[key] for row in rows if row["kl_weight"] == weight])
-    return [0, *[mean("kl", w) for w in weights]], [start, *[mean(name, w) for w in weights]]
+    x, y = [0], [start]
+    for weight in sorted({row["kl_weight"] for row in rows}, reverse=True):
+        mine = [row for row in rows if row["kl_weight"] == weight]
+        x.append(sum(row["kl"] for row in mine) / len(mine))
+        y.append(sum(row[name] for row in mine) / len(mine))
+    return x, y
 
 
 def traits_against_kl_figure(results):
@@ -101,27 +104,30 @@ def traits_against_kl_figure(results):
     traits = {"list": "lists (share)", "numbers": "states a number (share)", "length": "length (tokens)", "wrong_facts": "wrong facts"}
     figure, axes = plt.subplots(1, 5, figsize=(19, 4))
     for kind, colour in COLOURS.items():
-        runs = [{"kl": run["kl"], "kl_weight": run["kl_weight"], "disagreement": run["disagreement"], **run["traits"]}
-                for run in results["ppo"]["runs"] if run["kind"] == kind]
-        shown = {**traits, "disagreement": "reward models disagree (std)"}
-        for axis, (name, title) in zip(axes, shown.items()):
-            start = results["sft"]["disagreement"] if name == "disagreement" else results["traits"]["sft"][name]
+        runs = [{**run, **run["traits"]} for run in results["ppo"]["runs"] if run["kind"] == kind]
+        start = {**results["traits"]["sft"], "disagreement": results["sft"]["disagreement"][kind]}
+        for axis, name in zip(axes, [*traits, "disagreement"][:4 if kind == "single" else 5]):      # one member has none to disagree with
             axis.plot([run["kl"] for run in runs], [run[name] for run in runs], ".", color=colour, alpha=0.4)
-            axis.plot(*mean_by_weight(runs, name, start), "o-", color=colour, label=KINDS[kind])
-            axis.set(title=title, xlabel="KL to the SFT policy (nats)")
+            axis.plot(*mean_by_weight(runs, name, start[name]), "o-", color=colour, label=KINDS[kind])
+    for axis, title in zip(axes, [*traits.values(), "members disagree (std)"]):
+        axis.set(title=title, xlabel="KL to the SFT policy (nats)")
     axes[0].legend(fontsize=10)
     return figure
 
 
 def forest_figure(results):
-    """Every claim of every task with its 95 % interval, in two panels by unit."""
+    """Every claim of every task with its 95 % interval, in three panels by unit."""
+    def unit(row):
+        if any(word in row["id"] for word in ("length", "wrong_facts")):
+            return "tokens, wrong facts"
+        return "shares, correlations" if any(word in row["id"] for word in ("_win", "rank_corr", "list", "numbers", "accuracy")) else "rewards"
+
     rows = [row for row in results["claims"] if row["ci_low"] is not None]
-    shares = lambda row: any(word in row["id"] for word in ("_win", "rank_corr", "list", "numbers", "accuracy"))
     colours, tasks = {"reproduced": "#0072b2", "opposite": "#d55e00", "inconclusive": "#999999"}, list(results["tasks"])
     markers = dict(zip(tasks, "osD"))
-    figure, axes = plt.subplots(1, 2, figsize=(15, 8.5))
-    for axis, title, mine in ((axes[0], "rewards and counts", [row for row in rows if not shares(row)]),
-                              (axes[1], "shares and correlations", [row for row in rows if shares(row)])):
+    figure, axes = plt.subplots(1, 3, figsize=(18, 8.5))
+    for axis, title in zip(axes, ("rewards", "shares, correlations", "tokens, wrong facts")):
+        mine = [row for row in rows if unit(row) == title]
         names = list(dict.fromkeys(row["id"] for row in mine))
         for row in mine:
             y = names.index(row["id"]) + 0.22 * (tasks.index(row["task"]) - (len(tasks) - 1) / 2)
@@ -132,8 +138,9 @@ def forest_figure(results):
         axis.set_ylim(len(names) - 0.4, -0.6)
         axis.set_title(f"95 % intervals: {title}")
     handles = [plt.Line2D([], [], color=colour, marker="s", linestyle="", label=verdict) for verdict, colour in colours.items()]
-    handles += [plt.Line2D([], [], color="black", marker=marker, linestyle="", label=task) for task, marker in markers.items()] if len(tasks) > 1 else []
-    axes[1].legend(handles=handles, fontsize=10)
+    if len(tasks) > 1:
+        handles += [plt.Line2D([], [], color="black", marker=marker, linestyle="", label=task) for task, marker in markers.items()]
+    axes[2].legend(handles=handles, fontsize=10)
     return figure
 
 

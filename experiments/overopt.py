@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, field, fields, replace
 import json
 from pathlib import Path
 import platform
-import re
 import sys
 import time
 
@@ -23,10 +22,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent))        # the five files li
 import numpy as np
 import torch
 
-from analysis import analyse, arrays, rounded
-from cache import Cache, write_whole
+from analysis import analyse, arrays
+from cache import Cache, rounded, to_json, write_whole
 from claims import claims_table
-from ensemble import AGGREGATORS, aggregate, finetune_ensembles, pretrain_ensembles
+import ensemble
+from ensemble import AGGREGATORS, aggregate
 from figures import draw_figures
 from pipeline import Pipeline
 from report import KINDS, VERSION, report
@@ -159,7 +159,7 @@ def members_of(seed, groups):
     """{kind: members} of a PPO seed. A pretrain ensemble has one RM of every pretraining, so it shares exactly one with a
     finetune ensemble: that is the single RM, and the three can be compared in pairs."""
     P, F = len(groups["finetune"]), len(groups["pretrain"])
-    finetune, pretrain = groups["finetune"][seed % P], groups["pretrain"][(seed + seed // P) % F]        # after P seeds other pairs
+    finetune, pretrain = groups["finetune"][seed % P], groups["pretrain"][(seed % P + seed // P) % F]        # after P seeds other pairs
     return {"single": [m for m in pretrain if m in finetune], "finetune": finetune, "pretrain": pretrain}
 
 
@@ -176,8 +176,7 @@ def run_task(pipeline, say):
     control = pipeline.score_bank(f"control-{task}-scores", controls, control_keys, bank, bank_key)
     say(f"{task}: {len(controls)} more trained and scored without the spurious correlation (control arm)")
 
-    groups = {"single": [[m] for m in range(len(rms))], "finetune": finetune_ensembles(s.pretrain_seeds, s.finetune_seeds),
-              "pretrain": pretrain_ensembles(s.pretrain_seeds, s.finetune_seeds)}
+    groups = ensemble.groups(s.pretrain_seeds, s.finetune_seeds)
     runs = []
     for beta in s.kl_weights:
         for seed in s.ppo_seeds:
@@ -214,6 +213,7 @@ def run(settings, device, out):
     results = {"version": VERSION, "settings": asdict(s), "device": device.type, "versions": versions, "tasks": {}, "claims": []}
     for pipeline in pipelines:
         findings, data = run_task(pipeline, say)
+        data["settings"] = np.array(to_json(results["settings"]))
         write_whole(out / f"scores-{pipeline.s.task}.npz", lambda file: np.savez(file, **data))
         results["claims"] += rounded(findings.pop("claims"))
         results["tasks"][pipeline.s.task] = findings
@@ -230,11 +230,6 @@ def prepare(out):
         why = "it is a file" if out.is_file() else error.strerror
         raise ValueError(f"--out: cannot write into {out} ({why})") from None
     return out
-
-
-def to_json(x):
-    """Bytes of indented JSON, lists of plain values on one line."""
-    return re.sub(r"\[[^\[\]{}]*\]", lambda match: " ".join(match[0].split()), json.dumps(x, indent=1, allow_nan=False)).encode()
 
 
 def hardware(device):

@@ -151,7 +151,7 @@ class Pipeline:
         """Gold reward, its parts and the traits of n responses to each post: {"gold": (posts * n,), "parts", "traits"}."""
         tables = world.judge_rows(posts.repeat_interleave(n, 0), responses, self.s.task)
         parts, traits = ({name: x.double().numpy() for name, x in table.items()} for table in tables)
-        return {"gold": sum(parts.values()), "parts": parts, "traits": traits}
+        return {"gold": sum(parts.values()).round(5), "parts": parts, "traits": traits}       # rounded: equal sums of other parts are equal
 
     def judge_bank(self, bank):
         """The same for the bank: every array (posts, n)."""

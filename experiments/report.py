@@ -44,8 +44,8 @@ def table(header, rows):
 
 def accuracy_section(r):
     a = r["accuracy"]
-    return (f"Validation accuracy over {len(a['all'])} reward models: {a['mean']:.3f} +- {a['std']:.3f} (std). "
-            f"The labels are noisy: the gold reward itself reaches {a['ceiling']:.3f}.")
+    return (f"Validation accuracy (share of pairs in the rater's order) over {len(a['all'])} reward models: {a['mean']:.3f} +- {a['std']:.3f} (std). "
+            f"The gold reward itself reaches {a['ceiling']:.3f} of the rater's judgements.")
 
 
 def agreement_section(r):
@@ -88,9 +88,10 @@ def claim_cell(row):
 
 
 def verdicts(r):
-    """How often each verdict fell, by task."""
-    count = lambda task, verdict: sum((row["task"], row["verdict"]) == (task, verdict) for row in r["claims"])
-    return "; ".join(f"{task} " + ", ".join(f"{count(task, verdict)} {verdict}" for verdict in MARKS) for task in r["tasks"])
+    """How often each verdict fell on a claim of the paper, by task; our own claims apart."""
+    count = lambda task, ours, verdict: sum((row["task"], row["paper"] == "ours", row["verdict"]) == (task, ours, verdict) for row in r["claims"])
+    line = lambda task, ours: ", ".join(f"{count(task, ours, verdict)} {verdict}" for verdict in MARKS)
+    return "; ".join(f"{task}: {line(task, False)} (of ours: {line(task, True)})" for task in r["tasks"])
 
 
 def claims_section(r):
@@ -98,30 +99,38 @@ def claims_section(r):
     tasks, rows = list(r["tasks"]), {}
     for row in r["claims"]:
         rows.setdefault(row["id"], {})[row["task"]] = row
-    lines = [[name, next(iter(of.values()))["statement"], *[claim_cell(of[task]) for task in tasks]] for name, of in rows.items()]
-    return (table(["id", "claim", *tasks], lines)
-            + f"\n\nEstimate [95 % interval], and whether that interval leaves out zero on the paper's side (yes), on the other (NO) or not at all (?). {verdicts(r)}.")
+    lines = []
+    for name, by_task in rows.items():
+        papers = dict.fromkeys(row["paper"] for row in by_task.values())
+        paper = "; ".join(papers) if len(papers) == 1 else "; ".join(f"{row['paper']} ({task})" for task, row in by_task.items() if row["paper"] != "ours")
+        lines.append([name, next(iter(by_task.values()))["statement"], paper, *[claim_cell(by_task[task]) for task in tasks]])
+    return (table(["id", "claim", "paper", *tasks], lines)
+            + "\n\nEstimate [95 % interval], and whether the interval leaves out zero (for accuracy_spread: the bound named there) on the claim's side (yes), on the other (NO) or "
+            f"not at all (?). A fall in gold counts only if the proxy rises. The paper's claims, {verdicts(r)}.")
 
 
-AXES = {"pretrain": "pretrainings", "finetune": "finetunings", "posts": "posts", "seeds": "PPO seeds"}
+AXES = {"pretrain": "pretrainings", "finetune": "finetunings", "posts": "posts", "seeds": "groups of PPO seeds", "control": "finetunings"}
 
 
 def undecided_section(r):
     """The inconclusive claims, and how many times as many seeds and posts would decide them."""
     lines = []
     for row in r["claims"]:
-        if row["verdict"] == "inconclusive" and row["ci_low"] is not None:
+        if "times_needed" in row:
             times = f"about {row['times_needed']:.1f} times" if row["times_needed"] else "over 100 times"
-            lines.append(f"- {row['task']}, `{row['id']}`: {claim_cell(row).removesuffix(' ?')}, from {', '.join(f'{size} {AXES[axis]}' for axis, size in row['n'].items())}; "
-                         f"{times} as many would decide it, if the estimate stayed.")
-    return "\n".join(lines) or "No interval includes zero."
+            drawn = ", ".join(f"{size} {AXES[axis]}" for axis, size in row["n"].items())
+            lines.append(f"- {row['task']}, `{row['id']}`: {claim_cell(row).removesuffix(' ?')} from {drawn}; {times} as many.")
+        elif row["ci_low"] is None:
+            lines.append(f"- {row['task']}, `{row['id']}`: no interval, there is one seed of something.")
+    return "\n".join(lines) or "Every interval decides."
 
 
 def survival_section(r):
     """How much of what one reward model does to a trait the pretrain ensemble still does."""
     rows = [row for row in r["claims"] if row.get("survives") is not None]
-    return table(["task", "trait", "rise over SFT, pretrain ensemble", "share of one reward model's rise"],
-                 [[row["task"], row["statement"].removesuffix(" by the pretrain ensemble - SFT"), claim_cell(row), f"{row['survives']:.0%}"] for row in rows])
+    return table(["task", "trait", "one reward model - SFT", "pretrain ensemble - SFT", "share"],
+                 [[row["task"], row["statement"].removesuffix(" by the pretrain ensemble - SFT"), f"{row['single']:+.2f}", claim_cell(row), f"{row['survives']:.0%}"]
+                  for row in rows])
 
 
 def traits_section(r):
@@ -157,22 +166,24 @@ def texts_section(r):
 
 def sweep_table(found):
     """A sweep of sweep.py as a table, and for sizes the judge's too."""
-    header = [found["name"], "accuracy", "gold: SFT", "single", "finetune", "pretrain", "oracle", "finetune - single", "pretrain - finetune", "shared error", "lists (pretrain - SFT)"]
+    header = [found["name"], "accuracy (gold's)", "gold: SFT", "single", "finetune", "pretrain", "all 25", "oracle", "finetune - single",
+              "pretrain - finetune", "lists: pretrain - SFT"]
     rows = []
     for value, row in zip(found["values"], found["rows"]):
-        gold, claims = row["gold"], row["claims"]
-        rows.append([f"{value:g}", f"{row['accuracy']['mean']:.3f} +- {row['accuracy']['std']:.3f}", *[gold[kind] for kind in ("sft", *KINDS, "oracle")],
-                     *[claim_cell(claims[name]) for name in ("bon_finetune_vs_single", "bon_pretrain_vs_finetune")], gold["oracle"] - gold["all"], claim_cell(claims["herd_list_bon"])])
-    text = table(header, rows)
-    if "judge" in found:
-        judge = found["judge"]
-        text += (f"\n\nA reward model of width {judge['width']}, trained on the same data, as judge: accuracy {judge['accuracy']:.3f}, correlation with gold over SFT's samples "
-                 f"{judge['correlation']:.2f}. Win rates against SFT of the best of n:\n\n"
-                 + table(["judged by", *[KINDS[kind] for kind in judge["wins"]]], [[name, *[f"{wins[key]:.1%}" for wins in judge["wins"].values()]] for name, key in
-                                                                                (("the judge", "judge"), ("gold", "gold"))])
-                 + "\n\nWhere it misleads (its score - gold, in standard deviations; responses with more of a trait - with less):\n\n"
-                 + table(list(judge["where"]), [[f"{x:+.2f}" for x in judge["where"].values()]]))
-    return text
+        accuracy, gold, claims = row["accuracy"], row["gold"], row["claims"]
+        rows.append([f"{value:g}", f"{accuracy['mean']:.3f} ({accuracy['ceiling']:.3f})", *[gold[kind] for kind in ("sft", *KINDS, "all", "oracle")],
+                     *[claim_cell(claims[name]) for name in ("bon_finetune_vs_single", "bon_pretrain_vs_finetune", "herd_list_bon")]])
+    return table(header, rows) + (f"\n\n{judge_table(found['judge'])}" if "judge" in found else "")
+
+
+def judge_table(judge):
+    """The wider reward model beside the gold reward, as judges of the same best-of-n; and where it misleads."""
+    wins = [[name, *[f"{wins[key]:.1%}" for wins in judge["wins"].values()]] for name, key in (("the judge", "judge"), ("gold", "gold"))]
+    return (f"A reward model of width {judge['width']} as judge, trained on the same judgements: accuracy {judge['accuracy']:.3f}, correlation with gold over SFT's samples "
+            f"{judge['correlation']:.2f}. Win rates against SFT of the best of n:\n\n"
+            + table(["judged by", *[KINDS[kind] for kind in judge["wins"]]], wins)
+            + "\n\nWhere it misleads: what its score has beyond its correlation with gold, in standard deviations; responses with more of a trait - with less:\n\n"
+            + table(list(judge["where"]), [[f"{x:+.2f}" for x in judge["where"].values()]]))
 
 
 def headline_section(r):
@@ -182,16 +193,22 @@ def headline_section(r):
     one, name = bon["single"][r["settings"]["aggregator"]], r["settings"]["aggregator"]
     best = max(range(len(bon["n"])), key=one["gold"].__getitem__)
     golds = {kind: mean([run["gold"] for run in r["ppo"]["runs"] if (run["kind"], run["kl_weight"]) == (kind, least)]) for kind in KINDS}
-    each = lambda values: ", ".join(f"{KINDS[kind]} {value:.2f}" for kind, value in values.items())
-    after = r["traits"]["ppo-pretrain"]
+    bon_golds = {kind: bon[kind][name]["gold"][-1] for kind in KINDS}
+    before, after = r["traits"]["sft"], r["traits"]["ppo-pretrain"]
+
+    def each(values):
+        return ", ".join(f"{KINDS[kind]} {value:.2f}" for kind, value in values.items())
+
     lines = [
-        f"**One reward model is hacked.** Best of {n} by one reward model: its own score goes from {one['proxy'][0]:.2f} to {one['proxy'][-1]:.2f}, the true (gold) reward from "
-        f"{one['gold'][0]:.2f} to {one['gold'][best]:.2f} at n = {bon['n'][best]} and to {one['gold'][-1]:.2f} at n = {n}.",
-        f"**Ensembles help.** Gold of the best of {n}: {each({kind: bon[kind][name]['gold'][-1] for kind in KINDS})}; pretrain ensemble - one reward model "
-        f"{claim_cell(rows['bon_pretrain_vs_single'])}. Gold of the least-penalised PPO (SFT: {r['sft']['gold']:.2f}): {each(golds)}; at matched KL {claim_cell(rows['rl_pretrain_vs_single'])}.",
-        f"**But do not eliminate.** PPO on pretrain ensembles (KL weight {least:g}) still takes lists from {r['traits']['sft']['list']:.0%} of responses to {after['list']:.0%} (nobody asked for lists), responses with a number "
-        f"from {r['traits']['sft']['numbers']:.0%} to {after['numbers']:.0%}, wrong facts per response from {r['traits']['sft']['wrong_facts']:.2f} to {after['wrong_facts']:.2f}.",
-        f"**All claims**, computed: {verdicts(r)}."]
+        f"**One reward model**, best of n: its own score goes from {one['proxy'][0]:.2f} (n = 1) to {one['proxy'][-1]:.2f} (n = {n}), the true (gold) reward from "
+        f"{one['gold'][0]:.2f} to {one['gold'][best]:.2f} (n = {bon['n'][best]}) and {one['gold'][-1]:.2f} (n = {n}). Overoptimisation: {rows['overopt_bon']['verdict']}.",
+        f"**Ensembles**, gold of the best of {n}: {each(bon_golds)}. Pretrain ensemble over one reward model {claim_cell(rows['bon_pretrain_vs_single'])}: "
+        f"{rows['bon_pretrain_vs_single']['verdict']}.",
+        f"**PPO** with the smallest KL weight ({least:g}), gold (SFT: {r['sft']['gold']:.2f}): {each(golds)}. Pretrain ensemble over one reward model at matched KL "
+        f"{claim_cell(rows['rl_pretrain_vs_single'])}: {rows['rl_pretrain_vs_single']['verdict']}.",
+        f"**What all members get wrong**: under PPO on pretrain ensembles lists go from {before['list']:.0%} of responses to {after['list']:.0%}, though nobody asked for lists "
+        f"({rows['herd_list']['verdict']}), and wrong facts per response from {before['wrong_facts']:.2f} to {after['wrong_facts']:.2f} ({rows['herd_wrong_facts']['verdict']}).",
+        f"**All claims of the paper**, {verdicts(r)}."]
     return "\n".join(f"- {line}" for line in lines)
 
 
@@ -286,23 +303,29 @@ def main():
     arguments = parser.parse_args()
     try:
         results = load_results(arguments.out)
+        if arguments.readme:
+            write_readme(arguments.out)
     except ValueError as error:
         parser.error(str(error))
     print(report(results))
-    if arguments.readme:
-        try:
-            write_readme(arguments.out)
-        except OSError as error:
-            parser.error(f"{error}: the README also tells of sweep.py coverage, sweep.py size and beyond.py; run them with --out {arguments.out}")
 
 
 KEPT = ROOT / "experiments" / "results"          # the run that the README tells of
 
 
 def load_kept(folder=KEPT):
-    """Everything that the README's numbers come from: results.json with the other files' contents under their names."""
-    read = lambda name: json.loads((Path(folder) / f"{name}.json").read_text())
-    return {**load_results(folder), "timings": read("timings"), "beyond": read("beyond"), "sweeps": {name: read(f"sweep-{name}") for name in ("coverage", "size")}}
+    """Everything that the README's numbers come from: results.json with the other files' contents under their names. ValueError if
+    one of them is missing, or is of another seed."""
+    results, others = load_results(folder), {}
+    for name, command in (("timings", "overopt.py"), ("sweep-coverage", "sweep.py coverage"), ("sweep-size", "sweep.py size"), ("beyond", "beyond.py")):
+        path = Path(folder) / f"{name}.json"
+        try:
+            others[name] = json.loads(path.read_text())
+        except (OSError, ValueError):
+            raise ValueError(f"{path} is missing or damaged: run python experiments/{command} --out {folder}") from None
+        if others[name].get("settings", results["settings"])["seed"] != results["settings"]["seed"]:
+            raise ValueError(f"{path} is of another seed than results.json: run python experiments/{command} --seed {results['settings']['seed']} --out {folder}")
+    return {**results, "timings": others["timings"], "beyond": others["beyond"], "sweeps": {name: others[f"sweep-{name}"] for name in ("coverage", "size")}}
 
 
 def write_readme(folder):

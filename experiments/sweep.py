@@ -1,6 +1,6 @@
-"""One setting turned, best-of-n measured at every value, with intervals.
+"""One setting turned, best-of-n measured at every value; the gains of ensembles with intervals.
 
-    python experiments/sweep.py coverage              # the dial from helping to herding: what raters never saw
+    python experiments/sweep.py coverage              # the dial from helping to herding: styles that raters see, one after the other
     python experiments/sweep.py size                  # reward models of three widths, and a wider one as judge
     python experiments/sweep.py pairs                 # how many preferences
     python experiments/sweep.py flipped               # how many of the labels turned round
@@ -18,14 +18,14 @@ sys.path.insert(0, str(Path(__file__).parent.parent))        # the five files li
 import matplotlib.pyplot as plt
 import numpy as np
 
-from analysis import aggregate, arrays, rounded
+from analysis import aggregate, arrays
 from bon import best_of_n
-from cache import Cache, write_whole
-from claims import claims_table, win_rates
-from ensemble import finetune_ensembles, pretrain_ensembles
+from cache import Cache, rounded, to_json, write_whole
+from claims import claims_table, own_win_rates
+from ensemble import groups
 from figures import COLOURS, write_figure
-from overopt import SIZES, check, exit_status, parse, pick_device, prepare, to_json
-from pipeline import Pipeline
+from overopt import SIZES, check, exit_status, parse, pick_device, prepare
+from pipeline import VALIDATION_PAIRS, Pipeline
 from report import VERSION, sweep_table
 
 SWEEPS = {"coverage": (0.0, 0.25, 0.5, 0.75, 1.0), "size": tuple(SIZES.values()), "pairs": (250, 500, 1000, 2000, 4000, 8000),
@@ -41,18 +41,24 @@ def pick(scores, values, members, aggregator="mean"):
     return np.take_along_axis(values, best[:, None], -1)[:, 0]
 
 
+def mean_pick(scores, values, choices, aggregator):
+    """The same, mean over posts and over the ensembles in `choices`."""
+    return np.mean([pick(scores, values, members, aggregator) for members in choices])
+
+
 def measure(pipeline):
     """Best-of-n by a grid of reward models: accuracy, the claims' rows by id, and the gold of SFT and of the best of n by each kind,
-    by `all` reward models in one ensemble and by the `oracle`, the gold reward. What all lose against the oracle is the error that reward models
-    share; what one of them loses against all is its own, which an ensemble can average away."""
+    by `all` reward models in one ensemble and by the `oracle`, the gold reward.
+
+    What all lose against the oracle is what they err in alike (they also share the preference pairs); what one of them loses on top of
+    that is its own, which an ensemble can average away."""
     s = pipeline.s
     rms, accuracies, keys = pipeline.grid()
     bank, bank_key = pipeline.draw_bank()
     judged = pipeline.judge_bank(bank)
     scores, gold = pipeline.score_bank(f"scores-{s.task}", rms, keys, bank, bank_key), judged["gold"]
-    groups = {"single": [[m] for m in range(len(rms))], "finetune": finetune_ensembles(s.pretrain_seeds, s.finetune_seeds),
-              "pretrain": pretrain_ensembles(s.pretrain_seeds, s.finetune_seeds), "all": [list(range(len(rms)))]}
-    golds = {kind: np.mean([pick(scores, gold, members, s.aggregator) for members in choices]) for kind, choices in groups.items()}
+    kinds = groups(s.pretrain_seeds, s.finetune_seeds) | {"all": [list(range(len(rms)))]}
+    golds = {kind: mean_pick(scores, gold, choices, s.aggregator) for kind, choices in kinds.items()}
     return {"accuracy": {"mean": np.mean(accuracies), "std": np.std(accuracies), "ceiling": pipeline.ceiling()},
             "gold": {"sft": gold.mean(), **golds, "oracle": gold.max(-1).mean()},
             "claims": {row["id"]: row for row in claims_table(arrays(s, accuracies, scores, judged), s.task)}}
@@ -60,25 +66,28 @@ def measure(pipeline):
 
 def measure_judge(pipeline):
     """The paper's kind of judge beside the exact one: win rates against SFT of each kind's best of n, by gold and by a wider reward
-    model trained on the same data; and where they part: its score - gold, both in standard deviations over SFT's samples, mean
-    over responses with a trait - without it."""
+    model of a pretraining of its own, trained on the same judgements.
+
+    And where they part: the judge's score less what gold predicts of it (both in standard deviations over SFT's samples; less rho times
+    gold, since noise alone would give rho < 1), mean over responses with more of a trait - with less."""
     s = pipeline.s
-    wide = Pipeline(replace(s, rm_width=JUDGE_WIDTH, pretrain_seeds=1, finetune_seeds=1), pipeline.device, pipeline.cache, pipeline.say)
-    (judge,), (accuracy,), judge_keys = wide.grid()
+    wide = Pipeline(replace(s, rm_width=JUDGE_WIDTH), pipeline.device, pipeline.cache, pipeline.say)
+    sft, sft_key = wide.finetune_policy()
+    training, validation = wide.judgements(s.pairs, "training pairs"), wide.judgements(VALIDATION_PAIRS, "validation pairs")
+    judge, judge_key = wide.train_reward_model("judge", "judge", training, validation, sft, sft_key)
     rms, _, keys = pipeline.grid()
     bank, bank_key = pipeline.draw_bank()
     judged = pipeline.judge_bank(bank)
     scores, gold = pipeline.score_bank(f"scores-{s.task}", rms, keys, bank, bank_key), judged["gold"]
-    verdicts = wide.score_bank(f"scores-{s.task}", [judge], judge_keys, bank, bank_key)[0]
-    groups = {"single": [[m] for m in range(len(rms))], "finetune": finetune_ensembles(s.pretrain_seeds, s.finetune_seeds),
-              "pretrain": pretrain_ensembles(s.pretrain_seeds, s.finetune_seeds)}
-    wins = {kind: {name: np.mean([win_rates(pick(scores, values, members, s.aggregator), values) for members in choices])
-                   for name, values in (("gold", gold), ("judge", verdicts))} for kind, choices in groups.items()}
+    verdicts = wide.score_bank(f"scores-{s.task}-judge", [wide.reward_model(judge["state"])], [judge_key], bank, bank_key)[0]
+    wins = {kind: {name: mean_pick(scores, own_win_rates(values), choices, s.aggregator) for name, values in (("gold", gold), ("judge", verdicts))}
+            for kind, choices in groups(s.pretrain_seeds, s.finetune_seeds).items()}
     standard = lambda x: (x - x.mean()) / x.std()
-    error = standard(verdicts) - standard(gold)
+    rho = np.corrcoef(verdicts.ravel(), gold.ravel())[0, 1]
+    beyond = standard(verdicts) - rho * standard(gold)
     more = {name: x > (np.median(x) if name in ("length", "copied") else 0) for name, x in judged["traits"].items()}
-    where = {name: error[x].mean() - error[~x].mean() for name, x in more.items() if 0 < x.mean() < 1}
-    return {"width": JUDGE_WIDTH, "accuracy": accuracy, "wins": wins, "where": where, "correlation": np.corrcoef(verdicts.ravel(), gold.ravel())[0, 1]}
+    where = {name: beyond[x].mean() - beyond[~x].mean() for name, x in more.items() if 0 < x.mean() < 1}
+    return {"width": JUDGE_WIDTH, "accuracy": judge["accuracy"], "wins": wins, "where": where, "correlation": rho}
 
 
 def draw(found):
@@ -94,14 +103,14 @@ def draw(found):
     left.axhline(0, color="grey", linestyle=":")
     left.set(title="Gain in gold, best of n (band: 95 % interval)", xlabel=LABELS[found["name"]], ylabel="gold reward")
     golds = [row["gold"] for row in rows]
-    right.plot(values, [g["oracle"] - g["all"] for g in golds], "o-", color="#333333", label="shared: lost by all of them in one ensemble")
-    right.plot(values, [g["all"] - g["single"] for g in golds], "o-", color=COLOURS["single"], label="its own: lost by one on top of that")
+    right.plot(values, [g["oracle"] - g["all"] for g in golds], "o-", color="#333333", label="shared: what all in one ensemble lose to the oracle")
+    right.plot(values, [g["all"] - g["single"] for g in golds], "o-", color=COLOURS["single"], label="its own: what one of them loses on top")
     right.set(title="Error, in gold of the best of n", xlabel=LABELS[found["name"]], ylabel="gold reward", ylim=(min(0, right.get_ylim()[0]), None))
     for axis in (left, right):
         axis.legend(fontsize=10)
         if found["name"] in ("size", "pairs"):
             axis.set_xscale("log", base=2)
-            axis.set_xticks(values, [str(value) for value in values])
+            axis.set_xticks(values, [f"{value:g}" for value in values])
     return figure
 
 

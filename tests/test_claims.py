@@ -4,8 +4,9 @@ import json
 import numpy as np
 import pytest
 
+import cache
 import claims
-from claims import (Statistics, at_matched_kl, bootstrap, claims_of, claims_table, held_out_best, interval, own_win_rates, overoptimisation_bon,
+from claims import (Statistics, frontier_heights, bootstrap, claims_of, claims_table, held_out_best, interval, own_win_rates, overoptimisation_bon,
                     overoptimisation_rl, verdict, win_rates)
 import report
 
@@ -85,20 +86,19 @@ def test_verdict(low, high, sign, bound, expected):
 
 
 def test_one_seed_has_no_interval():
-    """Zero width taken for certainty, when there is one pretraining, one finetuning or one PPO seed."""
-    for sizes, without in ((dict(P=1), "bon_pretrain_vs_single"), (dict(F=1), "bon_pretrain_vs_single"), (dict(S=1), "rl_pretrain_vs_single")):
+    """Zero width taken for certainty, when there is one pretraining, one finetuning or one PPO seed; or two, and every draw with a pair the same."""
+    for sizes, without in ((dict(P=1), "bon_pretrain_vs_single"), (dict(F=1), "bon_pretrain_vs_single"), (dict(P=2), "bon_same_vs_other"), (dict(S=1), "rl_pretrain_vs_single")):
         rows = {row["id"]: row for row in claims_table(simulated(**sizes), "tldr")}
         assert rows[without]["ci_low"] is rows[without]["ci_high"] is None and rows[without]["verdict"] == "inconclusive"
-        assert "no interval" in report.claim_cell(rows[without])
-        json.dumps(rows, allow_nan=False)
+        assert rows[without]["estimate"] is None or "no interval" in report.claim_cell(rows[without])
+        json.dumps(cache.rounded(rows), allow_nan=False)
     assert rows["bon_pretrain_vs_single"]["ci_low"] is not None, "one PPO seed says nothing of best-of-n"
 
 
 def test_times_needed():
     """More seeds promised to decide what is exactly nothing; or a number that does not fit the interval."""
-    sizes, variances = {"seeds": 5, "posts": 100}, {"seeds": 0.03, "posts": 0.01}
-    assert claims.times_needed(0.2, variances, sizes) == pytest.approx(1.96**2 * 0.04 / 0.04)
-    assert claims.times_needed(0.0, variances, sizes) is None and claims.times_needed(0.001, variances, sizes) is None
+    assert claims.times_needed(0.2, 0.6) == pytest.approx(4) and claims.times_needed(0.5, 0.9, bound=0.3) == pytest.approx(4)
+    assert claims.times_needed(0.0, 0.4) is None and claims.times_needed(0.001, 0.4) is None
 
 
 # ----- formulas ---------------------------------------------------------------------------------------
@@ -135,8 +135,8 @@ def test_self_same_other_and_ensembles_by_hand():
     assert found["bon_finetune_vs_single"] == pytest.approx(1.5 - 2.5)
     assert found["bon_pretrain_vs_finetune"] == pytest.approx(3 - 1.5)
     assert found["bon_pretrain_vs_single"] == pytest.approx(3 - 2.5)
-    # chance to beat another sample of the post: gold 5 always, 2 half of the time, 1 never
-    assert found["bon_pretrain_vs_single_win"] == pytest.approx(0.5 - (1 + 0 + 0.5 + 0.5) / 4)
+    # chance to beat a fresh sample of the post: gold 5 in 3 of 4, 2 in 2 of 4, 1 in 1 of 4
+    assert found["bon_pretrain_vs_single_win"] == pytest.approx((3 + 1) / 8 - (3 + 1 + 2 + 2) / 16)
     assert found["herd_list_bon"] == pytest.approx(0.5 - 2 / 3) and found["single_list_bon"] == pytest.approx(0.75 - 2 / 3)
     assert found["accuracy_spread"] == pytest.approx(0.1)
     # the control arm, samples reversed: [3 1 4] -> 2, [4 4 0] -> 0: lists in both
@@ -167,6 +167,7 @@ def test_rank_correlations_by_hand():
     found = whole(data)
     assert found["rank_corr_pretrain"] == pytest.approx(1 - between, abs=1e-5)
     assert found["rank_corr_shift"] == pytest.approx(1 - (4 * 1 + 8 * between) / 12, abs=1e-5)
+    assert found["rank_corr_pretrain_shift"] == pytest.approx(found["rank_corr_pretrain"], abs=1e-5), "none on SFT's texts"
     data["ppo_scores"], data["kl_weights"] = data["ppo_scores"][:, ::-1], data["kl_weights"][::-1]
     assert whole(data)["rank_corr_pretrain"] == pytest.approx(1 - between, abs=1e-5), "KL weights in another order"
 
@@ -175,7 +176,10 @@ def test_win_rates_by_hand():
     """Ties that win, or a sample that beats itself."""
     gold = np.array([[1.0, 2.0, 2.0]])
     assert win_rates(np.array([2.0]), gold) == pytest.approx([1 / 3 + 1 / 3])
-    assert own_win_rates(gold) == pytest.approx(np.array([[0, 0.75, 0.75]]))
+    assert own_win_rates(gold) == pytest.approx(np.array([[1 / 4, 5 / 8, 5 / 8]])) and own_win_rates(gold[:, :1]) == 0.5
+    rng = np.random.default_rng(0)
+    best, fresh = rng.normal(size=(20000, 4)), rng.normal(size=20000)
+    assert own_win_rates(best).max(-1).mean() == pytest.approx((best.max(-1) > fresh).mean(), abs=0.01), "flattered by the others of its bank"
 
 
 def test_the_best_is_chosen_on_other_data():
@@ -205,19 +209,25 @@ def test_overoptimisation_of_ppo_by_hand():
 
 def test_matched_kl_by_hand():
     """Heights compared at different KLs; a kind that went farther credited for it."""
-    kl = np.array([[4.0, 2.0], [2.0, 1.0]])
+    kl = np.array([[4.0, 1.0], [1.0, 0.25]])                                               # sqrt(KL) 2, 1 and 1, 0.5
     gold = np.array([[[8.0], [4.0]], [[2.0], [1.0]]])
-    grid = np.linspace(0, 2, 21)[1:]
-    assert at_matched_kl(kl, gold, np.array([0.0])) == pytest.approx(np.array([[2 * grid.mean()], [grid.mean()]]))
+    grid = np.linspace(0, 1, 21)[1:]
+    assert frontier_heights(kl, gold, np.array([0.0])) == pytest.approx(np.array([[4 * grid.mean()], [2 * grid.mean()]]))
     gold[0, 0] = 1000.0                                                                    # beyond what the other reaches
-    assert at_matched_kl(kl, gold, np.array([0.0]))[0] == pytest.approx(2 * grid.mean())
+    assert frontier_heights(kl, gold, np.array([0.0]))[0] == pytest.approx(4 * grid.mean())
+
+
+def test_ppo_seeds_of_one_pretraining_come_together():
+    """Eight seeds on five pretrainings counted as eight: seeds 0 and 5 share a pretraining, and most of an ensemble."""
+    statistics = Statistics(simulated(S=8))
+    assert statistics.sizes["seeds"] == 5 and [group.tolist() for group in statistics.seed_groups] == [[0, 5], [1, 6], [2, 7], [3], [4]]
 
 
 def test_what_is_there_is_found_and_what_is_not_is_not():
     """A table that always says "reproduced": errors of a pretraining's own make ensembles help; without them there is nothing to find."""
     rows = {row["id"]: row for row in claims_table(simulated(posts=300, n=16), "tldr")}
     for name in ("bon_self_vs_same", "bon_same_vs_other", "bon_pretrain_vs_finetune", "bon_pretrain_vs_single", "herd_list", "herd_list_bon", "control_list",
-                 "rl_pretrain_vs_finetune", "herd_wrong_facts"):
+                 "rl_pretrain_vs_finetune", "herd_wrong_facts", "herd_numbers"):
         assert rows[name]["verdict"] == "reproduced", name
     rows = {row["id"]: row for row in claims_table(simulated(posts=100, n=16, shared=0.0, finetune=0.0), "tldr")}
     for name in ("bon_self_vs_same", "bon_same_vs_other", "bon_pretrain_vs_finetune", "bon_finetune_vs_single"):
