@@ -111,7 +111,7 @@ def arrays(s, accuracies, scores, judged, control=None, runs=()):
             "traits": np.stack([judged["traits"][name] for name in world.TRAITS]).astype(single), "trait_names": np.array(world.TRAITS),
             "aggregator": np.array(s.aggregator)}
     if control is not None:
-        data["control"] = control.reshape(P, -1, *control.shape[1:]).astype(single)
+        data["control"] = control.reshape(P, F, *control.shape[1:]).astype(single)
     if runs:
         by_name = {(r["kind"], r["kl_weight"], r["seed"]): r for r in runs}
 

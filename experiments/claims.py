@@ -7,7 +7,7 @@ seeds, F finetuning seeds, n samples for each post; kinds are single, finetune, 
 
     accuracy (P, F)                                  validation accuracy of the reward models
     scores (P, F, posts, n)                          their rewards for the samples of the SFT policy
-    control (P, C, posts, n)                         the same, trained without the spurious correlation; C <= F
+    control (P, F, posts, n)                         the same, trained without the spurious correlation (not for nli)
     gold (posts, n), traits (traits, posts, n)       of the same samples
     ppo_scores (kinds, W, S, P, F, posts)            rewards of the PPO policies' responses, one for each post
     ppo_proxy, ppo_gold, ppo_kl (kinds, W, S, posts), ppo_traits (traits, kinds, W, S, posts)
@@ -41,7 +41,7 @@ PAIRS = [("finetune", "single"), ("pretrain", "finetune"), ("pretrain", "single"
 # axes: what is drawn anew in the bootstrap. sign: the direction of the claim. paper: what it reports, "ours" if nothing.
 Claim = namedtuple("Claim", "id statement paper axes sign", defaults=(1,))
 GRID, RUNS = ("pretrain", "finetune", "posts"), ("seeds", "posts")
-BOTH, CONTROL = ("pretrain", "finetune", "seeds", "posts"), ("pretrain", "control", "posts")
+BOTH = ("pretrain", "finetune", "seeds", "posts")
 SPREAD = 0.05        # a std of accuracy below this share of its mean is small: our choice (the paper's is 0.01)
 
 
@@ -71,7 +71,7 @@ def claims_of(task):
             ("numbers", "responses with a number", numbers, less),
             ("length", "tokens", length, less),
             ("wrong_facts", "wrong facts", "ours", 1))]
-    return found + [Claim("control_list", "lists, best of n by the pretrain ensemble: with the spurious correlation - without", "ours", CONTROL)]
+    return found + [Claim("control_list", "lists, best of n by the pretrain ensemble: with the spurious correlation - without", "ours", GRID)]
 
 
 # ----- the bootstrap ----------------------------------------------------------------------------------
@@ -228,8 +228,6 @@ class Statistics:
         gold, posts = data["gold"], len(data["gold"])
         P, F = self.accuracy.shape
         self.sizes = {"pretrain": P, "finetune": F, "posts": posts}
-        if self.control is not None:
-            self.sizes["control"] = self.control.shape[1]
         self.pairs = relations(P, F)
         rms = self.scores.reshape(P * F, posts, -1)
         self.values = np.stack([gold, own_win_rates(gold), *data["traits"]])                      # (values, posts, n)
@@ -287,10 +285,8 @@ class Statistics:
         bon, sft = {kind: x[..., posts].mean((1, 2)) for kind, x in picks.items()}, self.values[2:, posts].mean((1, 2))
         found |= comparisons("bon", bon) | self.rises("_bon", {kind: x[2:] for kind, x in bon.items()}, sft)
         if self.control is not None:
-            c, C, i = draw["control"], len(draw["control"]), 2 + self.names.index("list")
-            diagonals = [[(p[m // C], c[m % C]) for m in group] for group in pretrain_ensembles(P, C)]
-            lists = [self.ensemble_picks(scores, diagonals)[i][:, posts].mean() for scores in (self.scores, self.control)]
-            found["control_list"] = lists[0] - lists[1]
+            i = 2 + self.names.index("list")
+            found["control_list"] = bon["pretrain"][i] - self.ensemble_picks(self.control, diagonals)[i][:, posts].mean()
         if "seeds" in draw:
             seeds = np.concatenate([self.seed_groups[group] for group in draw["seeds"]])
             on_sft = correlation(self.ranks[:, posts].reshape(P * F, -1))

@@ -121,12 +121,12 @@ class Pipeline:
         """What the gold reward itself reaches on the raters' noisy validation judgements."""
         return self.right(partial(world.gold, task=self.s.task), self.judgements(VALIDATION_PAIRS, "validation pairs"))
 
-    def grid(self, list_gap=None, finetune_seeds=None):
+    def grid(self, list_gap=None):
         """All reward models, ordered by pretraining -> (reward models, their accuracies, their keys)."""
         sft, sft_key = self.finetune_policy()
         training = self.judgements(self.s.pairs, "training pairs", list_gap)
         validation = self.judgements(VALIDATION_PAIRS, "validation pairs", list_gap)
-        trained, F = [], finetune_seeds or self.s.finetune_seeds
+        trained, F = [], self.s.finetune_seeds
         for p in range(self.s.pretrain_seeds):
             trained += [self.train_reward_model(p, f, training, validation, sft, sft_key, list_gap) for f in range(F)]
             self.say(f"{self.s.task}: {len(trained)} of {F * self.s.pretrain_seeds} reward models trained"

@@ -103,13 +103,13 @@ def claims_section(r):
     for name, by_task in rows.items():
         papers = dict.fromkeys(row["paper"] for row in by_task.values())
         paper = "; ".join(papers) if len(papers) == 1 else "; ".join(f"{row['paper']} ({task})" for task, row in by_task.items() if row["paper"] != "ours")
-        lines.append([name, next(iter(by_task.values()))["statement"], paper, *[claim_cell(by_task[task]) for task in tasks]])
+        lines.append([name, next(iter(by_task.values()))["statement"], paper, *[claim_cell(by_task[task]) if task in by_task else "-" for task in tasks]])
     return (table(["id", "claim", "paper", *tasks], lines)
             + "\n\nEstimate [95 % interval], and whether the interval leaves out zero (for accuracy_spread: the bound named there) on the claim's side (yes), on the other (NO) or "
             f"not at all (?). A fall in gold counts only if the proxy rises. The paper's claims, {verdicts(r)}.")
 
 
-AXES = {"pretrain": "pretrainings", "finetune": "finetunings", "posts": "posts", "seeds": "groups of PPO seeds", "control": "finetunings"}
+AXES = {"pretrain": "pretrainings", "finetune": "finetunings", "posts": "posts", "seeds": "groups of PPO seeds"}
 
 
 def undecided_section(r):

@@ -26,7 +26,7 @@ def simulated(P=5, F=5, posts=40, n=8, W=2, S=4, seed=0, shared=1.0, own=1.0, fi
     scores = gold + own * normal(P, 1, posts, n) * shared + finetune * normal(P, F, posts, n)
     kinds = 3
     ppo_gold = gold.mean(-1) + np.array([0.2, 0.6, 1.0])[:, None, None, None] * np.array([1.0, 2.0])[:W, None, None] + 0.1 * normal(kinds, W, S, posts)
-    return {"accuracy": 0.7 + 0.01 * rng.normal(size=(P, F)), "scores": scores + liked, "control": scores[:, :2], "gold": gold, "traits": traits,
+    return {"accuracy": 0.7 + 0.01 * rng.normal(size=(P, F)), "scores": scores + liked, "control": scores, "gold": gold, "traits": traits,
             "ppo_scores": normal(kinds, W, S, P, F, posts), "ppo_proxy": normal(kinds, W, S, posts) + np.array([3.0, 1.0])[:W, None, None], "ppo_gold": ppo_gold,
             "ppo_kl": np.broadcast_to(np.array([4.0, 2.0])[:W, None, None], (kinds, W, S, posts)).astype(np.float32),
             "ppo_traits": np.stack([normal(kinds, W, S, posts) + 20, *np.ones((3, kinds, W, S, posts))]), "kl_weights": np.array([0.1, 0.2])[:W],
