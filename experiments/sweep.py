@@ -28,8 +28,8 @@ from overopt import SIZES, check, exit_status, parse, pick_device, prepare
 from pipeline import VALIDATION_PAIRS, Pipeline
 from report import VERSION, sweep_table
 
-SWEEPS = {"coverage": (0.0, 0.25, 0.5, 0.75, 1.0), "size": tuple(SIZES.values()), "pairs": (250, 500, 1000, 2000, 4000, 8000),
-          "flipped": (0.0, 0.1, 0.2, 0.3, 0.4)}
+SWEEPS = {"coverage": (0.0, 0.25, 0.5, 0.75, 1.0), "size": tuple(SIZES.values()), "pairs": (250, 1000, 3000, 8000),
+          "flipped": (0.0, 0.2, 0.4)}
 LABELS = {"coverage": "coverage: share of the styles that raters see", "size": "width of the reward models", "pairs": "preference pairs",
           "flipped": "share of labels turned round"}
 JUDGE_WIDTH = 256           # of the paper's kind of judge: a wider reward model, trained on the same data
