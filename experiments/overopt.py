@@ -264,7 +264,7 @@ def main(argv=None):
         results, cache = run(settings, device, prepare(out))
         write_whole(out / "results.json", lambda file: file.write(to_json(results)))
         draw_figures(results, out)
-        timings = {"stages": cache.seconds, "total": sum(cache.seconds.values()), "this_run": time.perf_counter() - start,
+        timings = {"seed": settings.seed, "task": settings.task, "stages": cache.seconds, "total": sum(cache.seconds.values()), "this_run": time.perf_counter() - start,
                    "hardware": hardware(device), "peak_memory_gb": cache.peak_memory_gb}
         write_whole(out / "timings.json", lambda file: file.write(to_json(timings)))
         print(report(results))

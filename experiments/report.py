@@ -95,18 +95,21 @@ def verdicts(r):
 
 
 def claims_section(r):
-    """All claims of all tasks, one line each, and how often each verdict fell."""
-    tasks, rows = list(r["tasks"]), {}
-    for row in r["claims"]:
-        rows.setdefault(row["id"], {})[row["task"]] = row
+    """All claims of all tasks, one line each, and how often each verdict fell. With a run of another seed beside it: its columns too."""
+    columns = {task: {row["id"]: row for row in r["claims"] if row["task"] == task} for task in r["tasks"]}
+    if "again" in r:
+        again = r["again"]
+        columns |= {f"{task}, seed {again['settings']['seed']}": {row["id"]: row for row in again["claims"] if row["task"] == task} for task in again["tasks"]}
     lines = []
-    for name, by_task in rows.items():
-        papers = dict.fromkeys(row["paper"] for row in by_task.values())
-        paper = "; ".join(papers) if len(papers) == 1 else "; ".join(f"{row['paper']} ({task})" for task, row in by_task.items() if row["paper"] != "ours")
-        lines.append([name, next(iter(by_task.values()))["statement"], paper, *[claim_cell(by_task[task]) if task in by_task else "-" for task in tasks]])
-    return (table(["id", "claim", "paper", *tasks], lines)
+    for name in dict.fromkeys(row["id"] for row in r["claims"]):
+        found = {column: rows[name] for column, rows in columns.items() if name in rows}
+        papers = dict.fromkeys(row["paper"] for row in found.values())
+        paper = "; ".join(papers) if len(papers) == 1 else "; ".join(dict.fromkeys(f"{row['paper']} ({row['task']})" for row in found.values() if row["paper"] != "ours"))
+        lines.append([name, next(iter(found.values()))["statement"], paper, *[claim_cell(found[column]) if column in found else "-" for column in columns]])
+    return (table(["id", "claim", "paper", *columns], lines)
             + "\n\nEstimate [95 % interval], and whether the interval leaves out zero (for accuracy_spread: the bound named there) on the claim's side (yes), on the other (NO) or "
-            f"not at all (?). A fall in gold counts only if the proxy rises. The paper's claims, {verdicts(r)}.")
+            f"not at all (?). A fall in gold counts only if the proxy rises. The paper's claims, {verdicts(r)}."
+            + (f" With --seed {r['again']['settings']['seed']}, {verdicts(r['again'])}." if "again" in r else ""))
 
 
 AXES = {"pretrain": "pretrainings", "finetune": "finetunings", "posts": "posts", "seeds": "groups of PPO seeds"}
@@ -218,14 +221,14 @@ def prices_section(r):
 
 
 def minutes_section(r):
-    stages, others = {}, list(r["tasks"])[1:]
-    for name, seconds in r["timings"]["stages"].items():
+    stages, timings = {}, r["timings"]
+    for name, seconds in timings["stages"].items():
         stages[name.split("-")[0]] = stages.get(name.split("-")[0], 0) + seconds
     parts = ", ".join(f"{STAGES[name]} {seconds:.0f} s" for name, seconds in stages.items())
-    more = sum(seconds for name, seconds in r["timings"]["stages"].items() if set(name.split("-")) & set(others))
-    total = r["timings"]["total"]
-    return (f"The run reported here (`--task {r['settings']['task']} --seed {r['settings']['seed']}`) took {total / 60:.1f} minutes in all on {r['timings']['hardware']}, "
-            f"{(total - more) / 60:.1f} of them for what the default run does ({next(iter(r['tasks']))} alone): {parts}. Peak memory {r['timings']['peak_memory_gb']:.1f} GB.")
+    once = sum(stages[name] for name in ("pretrain", "sft", "bank"))
+    return (f"A run with `--task {timings['task']} --seed {timings['seed']}` took {timings['this_run'] / 60:.1f} minutes on {timings['hardware']}: {parts}; the rest is reading, "
+            f"intervals and figures. Its peak memory was {timings['peak_memory_gb']:.1f} GB. A further task costs all but pretraining, SFT and sampling once more: "
+            f"{(timings['this_run'] - once) / 60:.1f} minutes.")
 
 
 def tour_section(r):
@@ -300,11 +303,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="the folder of a finished run")
     parser.add_argument("--readme", action="store_true", help="write README.md and experiments/results/ from this run")
+    parser.add_argument("--again", type=Path, help="with --readme: the folder of a default run of another seed, made in one go, for its claims and its minutes")
     arguments = parser.parse_args()
     try:
         results = load_results(arguments.out)
         if arguments.readme:
-            write_readme(arguments.out)
+            write_readme(arguments.out, arguments.again)
     except ValueError as error:
         parser.error(str(error))
     print(report(results))
@@ -325,15 +329,21 @@ def load_kept(folder=KEPT):
             raise ValueError(f"{path} is missing or damaged: run python experiments/{command} --out {folder}") from None
         if others[name].get("settings", results["settings"])["seed"] != results["settings"]["seed"]:
             raise ValueError(f"{path} is of another seed than results.json: run python experiments/{command} --seed {results['settings']['seed']} --out {folder}")
+    if (Path(folder) / "again.json").exists():
+        results["again"] = json.loads((Path(folder) / "again.json").read_text())
     return {**results, "timings": others["timings"], "beyond": others["beyond"], "sweeps": {name: others[f"sweep-{name}"] for name in ("coverage", "size")}}
 
 
-def write_readme(folder):
-    """Fill the README's blocks from a run's folder, and keep its results and figures in experiments/results."""
-    text = fill((ROOT / "README.md").read_text(), load_kept(folder))
+def write_readme(folder, again):
+    """Keep a run's results and figures in experiments/results, and fill the README's blocks from them."""
+    load_kept(folder)                              # all there? Before anything is replaced
     KEPT.mkdir(exist_ok=True)
     for file in [*folder.glob("*.json"), *folder.glob("*.png")]:
         shutil.copy(file, KEPT / file.name)
+    if again:
+        shutil.copy(again / "results.json", KEPT / "again.json")
+        shutil.copy(again / "timings.json", KEPT / "timings.json")
+    text = fill((ROOT / "README.md").read_text(), load_kept())
     write_whole(ROOT / "README.md", lambda file: file.write(text.encode()))
 
 
