@@ -123,8 +123,9 @@ def undecided_section(r):
             times = f"about {row['times_needed']:.1f} times" if row["times_needed"] else "over 100 times"
             drawn = ", ".join(f"{size} {AXES[axis]}" for axis, size in row["n"].items())
             lines.append(f"- {row['task']}, `{row['id']}`: {claim_cell(row).removesuffix(' ?')} from {drawn}; {times} as many.")
-        elif row["ci_low"] is None:
-            lines.append(f"- {row['task']}, `{row['id']}`: no interval, there is one seed of something.")
+    without = [f"{row['task']} `{row['id']}`" for row in r["claims"] if row["ci_low"] is None]
+    if without:
+        lines.append(f"- No interval, for want of seeds: {', '.join(without)}.")
     return "\n".join(lines) or "Every interval decides."
 
 
