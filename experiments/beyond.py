@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from cache import Cache, code_of, fingerprint, rounded, to_json, write_whole
 from claims import bootstrap, held_out_best, interval, verdict
-from ensemble import Ensemble, finetune_ensembles, pretrain_ensembles
+from ensemble import Ensemble, groups
 from figures import COLOURS, write_figure
 from overopt import check, exit_status, parse, pick_device, prepare
 from pipeline import Pipeline, VALIDATION_PAIRS
@@ -71,8 +71,7 @@ def ensembles(kind, p, f):
     """Ensembles of a kind from pretrainings p and finetunings f, as tuples of (pretraining, finetuning):
     ensembles("pretrain", [0, 1], [0, 1]) == [((0, 0), (1, 1)), ((0, 1), (1, 0))]."""
     grid = [(i, j) for i in p for j in f]
-    places = {"single": [[m] for m in range(len(grid))], "finetune": finetune_ensembles(len(p), len(f)),
-              "pretrain": pretrain_ensembles(len(p), len(f)), "all": [range(len(grid))]}
+    places = groups(len(p), len(f)) | {"all": [range(len(grid))]}
     return [tuple(sorted(grid[m] for m in group)) for group in places[kind]]
 
 
@@ -86,18 +85,18 @@ def take(x, group):
     return np.stack([x[p, f] for p, f in group])
 
 
-def pick(values, proxy, groups):
-    """A function draw -> (QUANTITIES, posts): values of the best of all n by proxy(group) (posts, n), mean over groups(draw). It remembers
+def pick(values, proxy, groups_of):
+    """A function draw -> (QUANTITIES, posts): values of the best of all n by proxy(group) (posts, n), mean over groups_of(draw). It remembers
     groups, since most draws bring old ones back. Of equal proxies argmax takes the first, as bon.best_of_n does."""
     @cache
     def best(group):
         return np.take_along_axis(values, proxy(group).argmax(-1)[None, :, None], -1)[..., 0]
-    return lambda draw: np.mean([best(group) for group in groups(draw)], 0)
+    return lambda draw: np.mean([best(group) for group in groups_of(draw)], 0)
 
 
-def plain(grid, groups):
+def plain(grid, groups_of):
     """`pick` by the mean of the members' scores: the reference."""
-    return pick(grid.values, lambda group: take(grid.scores, group).mean(0), groups)
+    return pick(grid.values, lambda group: take(grid.scores, group).mean(0), groups_of)
 
 
 def whole(sizes):
@@ -128,7 +127,9 @@ def reference(grid):
     sizes, posts, by_kind, shared = grid.sizes, {"posts": grid.sizes["posts"]}, {kind: plain(grid, of_kind(kind)) for kind in KINDS}, {}
     sft, oracle = (lambda draw: grid.values.mean(-1)), means(pick(grid.values, lambda group: grid.values[0], lambda draw: ["oracle"]), posts)
     for name, r in changes(lambda draw: by_kind["pretrain"]({**whole(sizes), **draw}), sft, posts).items():
-        if name != "gold" and not r["ci_low"] <= 0 <= r["ci_high"] and abs(r["after"] - oracle[name]) > abs(r["before"] - oracle[name]):
+        beyond_chance = not r["ci_low"] <= 0 <= r["ci_high"]
+        away = abs(r["after"] - oracle[name]) > abs(r["before"] - oracle[name])
+        if name != "gold" and beyond_chance and away:
             shared[name] = 1 if r["estimate"] > 0 else -1
     return {"sft": means(sft, posts), **{kind: means(picked, sizes) for kind, picked in by_kind.items()}, "oracle": oracle, "shared": shared,
             "changes": changes(by_kind["pretrain"], by_kind["single"], sizes)}
@@ -210,7 +211,9 @@ def distance(grid, shared, out):
 
 def uwo(grid, shared, out):
     """Uncertainty-weighted optimisation: mean - weight * variance."""
-    proxy = lambda group, weight: (lambda scores: scores.mean(0) - weight * scores.var(0))(take(grid.scores, group))
+    def proxy(group, weight):
+        scores = take(grid.scores, group)
+        return scores.mean(0) - weight * scores.var(0)
     return swept(grid, shared, "variance", proxy, ["finetune", "pretrain"])
 
 

@@ -38,7 +38,7 @@ PAIRS = [("finetune", "single"), ("pretrain", "finetune"), ("pretrain", "single"
 
 # ----- what is claimed --------------------------------------------------------------------------------
 
-# axes: what is drawn anew in the bootstrap. sign: the direction of the claim. paper: what it reports, "ours" if nothing.
+# axes: what is drawn anew in the bootstrap. sign: the direction of the claim. paper: what it reports; "ours: ..." if nothing.
 Claim = namedtuple("Claim", "id statement paper axes sign", defaults=(1,))
 GRID, RUNS = ("pretrain", "finetune", "posts"), ("seeds", "posts")
 BOTH = ("pretrain", "finetune", "seeds", "posts")
@@ -48,30 +48,31 @@ SPREAD = 0.05        # a std of accuracy below this share of its mean is small: 
 def claims_of(task):
     """The list of claims for a task."""
     order = "pretrain > finetune > single"
-    lists = {"helpful": "8 % -> 50 %"}.get(task, "ours")
-    numbers = {"nli": "fewer"}.get(task, "ours")
-    length = {"tldr": "twice as long", "nli": "shorter"}.get(task, "ours")
-    less = -1 if task == "nli" else 1
+    spread = {"tldr": "0.008", "helpful": "0.006"}.get(task, "ours: small")
+    less, ours = (-1, "ours: falls") if task == "nli" else (1, "ours: rises")
+    traits = [("list", "lists", "8 % -> 50 %" if task == "helpful" else "ours: rises", 1),
+              ("numbers", "responses with a number", "fewer" if task == "nli" else ours, less),
+              ("length", "tokens", {"tldr": "twice as long", "nli": "shorter"}.get(task, ours), less),
+              ("wrong_facts", "wrong facts", "ours: rises", 1)]
     found = [
-        Claim("accuracy_spread", f"std of validation accuracy over reward models (small: below {SPREAD:.0%} of the mean)", "0.008 (TL;DR)",
+        Claim("accuracy_spread", f"std of validation accuracy over reward models (small: below {SPREAD:.0%} of the mean)", spread,
               ("pretrain", "finetune"), -1),
         Claim("bon_self_vs_same", "reward of a best-of-n pick by itself - by others of its pretraining", "higher by itself", GRID),
         Claim("bon_same_vs_other", "the same by others of its pretraining - by other pretrainings", "higher by its own", GRID),
         Claim("rank_corr_shift", "rank correlation of reward models: on SFT's texts - on the least-penalised PPO's", "falls", BOTH),
         Claim("rank_corr_pretrain", "the same on PPO's texts: within a pretraining - between", "higher within", BOTH),
         Claim("rank_corr_pretrain_shift", "that difference on PPO's texts - on SFT's", "falls more between", BOTH),
-        Claim("overopt_bon", "one reward model: gold of the best n - of the largest", "stops rising, or falls", GRID),
-        Claim("overopt_rl", "PPO on one reward model: gold at the best KL weight - at the smallest", "stops rising, or falls", RUNS)]
+        Claim("overopt_bon", "one reward model: gold of the best n - of the largest", "falls (or halts: ?)", GRID),
+        Claim("overopt_rl", "PPO on one reward model: gold at the best KL weight, or of SFT - at the smallest", "falls (or halts: ?)", RUNS)]
     for method, words, axes in (("bon", "best of n", GRID), ("rl", "PPO at matched KL", RUNS)):
         for suffix, quantity in (("", "gold"), ("_win", "win rate against SFT")):
             found += [Claim(f"{method}_{a}_vs_{b}{suffix}", f"{words}, {quantity}: {a} - {b}", order, axes) for a, b in PAIRS]
-    for suffix, method, axes in (("", "least-penalised PPO", RUNS), ("_bon", "best of n", GRID)):
-        found += [Claim(f"herd_{trait}{suffix}", f"{words}: {method} by the pretrain ensemble - SFT", paper, axes, sign) for trait, words, paper, sign in (
-            ("list", "lists", lists, 1),
-            ("numbers", "responses with a number", numbers, less),
-            ("length", "tokens", length, less),
-            ("wrong_facts", "wrong facts", "ours", 1))]
-    return found + [Claim("control_list", "lists, best of n by the pretrain ensemble: with the spurious correlation - without", "ours", GRID)]
+    for trait, words, paper, sign in traits:
+        found.append(Claim(f"herd_{trait}", f"{words}: least-penalised PPO by the pretrain ensemble - SFT", paper, RUNS, sign))
+    for trait, words, _, sign in traits:
+        side = "ours: rises" if sign > 0 else "ours: falls"
+        found.append(Claim(f"herd_{trait}_bon", f"{words}: best of n by the pretrain ensemble - SFT", side, GRID, sign))
+    return found + [Claim("control_list", "lists, best of n by the pretrain ensemble: with the spurious correlation - without", "ours: rises", GRID)]
 
 
 # ----- the bootstrap ----------------------------------------------------------------------------------
@@ -114,7 +115,7 @@ def interval(estimate, variances, sizes):
     if not np.isfinite(total):
         return None, None
     freedom = total**2 / sum(part**2 / (sizes[axis] - 1) for axis, part in parts.items()) if total else np.inf
-    half = t_quantile(max(1, round(freedom))) * total**0.5 if total else 0.0
+    half = t_quantile(min(100, max(1, round(freedom)))) * total**0.5 if total else 0.0
     return estimate - half, estimate + half
 
 
@@ -228,7 +229,7 @@ class Statistics:
         gold, posts = data["gold"], len(data["gold"])
         P, F = self.accuracy.shape
         self.sizes = {"pretrain": P, "finetune": F, "posts": posts}
-        self.pairs = relations(P, F)
+        self.pairs, self.picked = relations(P, F), {}
         rms = self.scores.reshape(P * F, posts, -1)
         self.values = np.stack([gold, own_win_rates(gold), *data["traits"]])                      # (values, posts, n)
         picks = best_of_n(rms)
@@ -252,16 +253,25 @@ class Statistics:
         self.least_traits = traits[:, :, 0]                                                       # (traits, kinds, S, posts)
         self.least_ranks = ranks(scores[:, 0].reshape(*golds[:, 0].shape[:2], P * F, posts))      # (kinds, S, M, posts)
         self.rl_fall, self.rl_rise = overoptimisation_rl(golds[0], proxy[0], gold.mean(-1), np.zeros(posts))
-        both = zip((golds, win_rates(golds, gold)), (gold.mean(-1), np.full(posts, 0.5)))
-        self.matched = np.array([[frontier_heights(kl[:, :, s].mean(-1), values[:, :, s], sft) for s in range(golds.shape[2])]
-                                 for values, sft in both]).swapaxes(1, 2)                         # (gold and win rate, kinds, S, posts)
 
-    def ensemble_picks(self, scores, members):
-        """Values (values, ensembles, posts) of the best of all n by ensembles, given as lists of (pretraining, finetuning)."""
+        def heights(values, sft):
+            """(kinds, W, S, posts) and SFT's (posts,) -> (kinds, S, posts)."""
+            return np.stack([frontier_heights(kl[:, :, s].mean(-1), values[:, :, s], sft) for s in range(values.shape[2])], 1)
+
+        wins, half = win_rates(golds, gold), np.full(posts, 0.5)
+        self.matched = np.stack([heights(golds, gold.mean(-1)), heights(wins, half)])             # (gold and win rate, kinds, S, posts)
+
+    def ensemble_picks(self, arm, members):
+        """Values (values, ensembles, posts) of the best of all n by ensembles, given as lists of (pretraining, finetuning), among
+        the scores of an arm, "scores" or "control". Remembered: most draws bring old ensembles back."""
         found = []
         for group in members:
-            proxy = ensemble.aggregate(self.aggregator, torch.from_numpy(np.stack([scores[p, f] for p, f in group]))).numpy()
-            found.append(np.take_along_axis(self.values, proxy.argmax(-1)[None, :, None], -1)[..., 0])
+            key = arm, tuple(sorted(group))
+            if key not in self.picked:
+                scores = getattr(self, arm)
+                proxy = ensemble.aggregate(self.aggregator, torch.from_numpy(np.stack([scores[p, f] for p, f in key[1]]))).numpy()
+                self.picked[key] = np.take_along_axis(self.values, proxy.argmax(-1)[None, :, None], -1)[..., 0]
+            found.append(self.picked[key])
         return np.stack(found, 1)
 
     def __call__(self, draw):
@@ -277,16 +287,16 @@ class Statistics:
         judged = self.judged[..., posts].mean(-1)
         own, same, other = (over_pairs(judged, relation) for relation in ("self", "same", "other"))
         found = {"accuracy_spread": self.accuracy[np.ix_(p, f)].std(), "bon_self_vs_same": own - same, "bon_same_vs_other": same - other,
-                 "overopt_bon": self.bon_fall[np.ix_(p, f, posts)].mean()}
+                 "overopt_bon": self.bon_fall[np.ix_(p, f, posts)].mean(), "proxy_rise_bon": self.bon_rise[np.ix_(p, f, posts)].mean()}
         diagonals = [[(p[m // F], f[m % F]) for m in group] for group in pretrain_ensembles(P, F)]
         picks = {"single": self.single[:, p][:, :, f].reshape(len(self.values), -1, self.values.shape[1]),
-                 "finetune": self.ensemble_picks(self.scores, [[(i, j) for j in f] for i in p]),
-                 "pretrain": self.ensemble_picks(self.scores, diagonals)}
+                 "finetune": self.ensemble_picks("scores", [[(i, j) for j in f] for i in p]),
+                 "pretrain": self.ensemble_picks("scores", diagonals)}
         bon, sft = {kind: x[..., posts].mean((1, 2)) for kind, x in picks.items()}, self.values[2:, posts].mean((1, 2))
         found |= comparisons("bon", bon) | self.rises("_bon", {kind: x[2:] for kind, x in bon.items()}, sft)
         if self.control is not None:
             i = 2 + self.names.index("list")
-            found["control_list"] = bon["pretrain"][i] - self.ensemble_picks(self.control, diagonals)[i][:, posts].mean()
+            found["control_list"] = bon["pretrain"][i] - self.ensemble_picks("control", diagonals)[i][:, posts].mean()
         if "seeds" in draw:
             seeds = np.concatenate([self.seed_groups[group] for group in draw["seeds"]])
             on_sft = correlation(self.ranks[:, posts].reshape(P * F, -1))
@@ -295,7 +305,7 @@ class Statistics:
             found |= {"rank_corr_shift": over_pairs(on_sft, "all") - over_pairs(on_ppo, "all"),
                       "rank_corr_pretrain": within,
                       "rank_corr_pretrain_shift": within - (over_pairs(on_sft, "same") - over_pairs(on_sft, "other")),
-                      "overopt_rl": self.rl_fall[np.ix_(seeds, posts)].mean()}
+                      "overopt_rl": self.rl_fall[np.ix_(seeds, posts)].mean(), "proxy_rise_rl": self.rl_rise[np.ix_(seeds, posts)].mean()}
             found |= comparisons("rl", dict(zip(KINDS, self.matched[:, :, seeds][..., posts].mean((2, 3)).T)))
             found |= self.rises("", dict(zip(KINDS, self.least_traits[:, :, seeds][..., posts].mean((2, 3)).T)), sft)
         return found
@@ -318,7 +328,8 @@ def claims_table(data, task):
 
     single, survives: for a trait, one reward model's rise, and the share of it that the pretrain ensemble leaves (if that rise is
     itself beyond chance); proxy_rise: for a fall in gold, what the proxy gains on the same way; times_needed: for an inconclusive one, how many
-    times as many seeds and posts would decide it (null: over 100). A fall in gold is "reproduced" only if the proxy rises."""
+    times as many seeds and posts would decide it (null: over 100). A fall in gold is "reproduced" only if the proxy's rise
+    leaves out zero too. sign: the claim's side of the bound, 1 or -1."""
     statistics = Statistics(data)
     names = list(statistics({axis: np.arange(size) for axis, size in statistics.sizes.items()}))
     estimates, variances = bootstrap(lambda draw: np.array([*statistics(draw).values()]), statistics.sizes)
@@ -333,10 +344,11 @@ def claims_table(data, task):
         estimate, parts, sizes = measured(claim.id, claim.axes)
         low, high = interval(estimate, parts, sizes)
         row = {"id": claim.id, "task": task, "statement": claim.statement, "paper": claim.paper, "estimate": estimate if np.isfinite(estimate) else None,
-               "ci_low": low, "ci_high": high, "n": sizes, "verdict": verdict(low, high, claim.sign, bound)}
+               "ci_low": low, "ci_high": high, "n": sizes, "sign": claim.sign, "verdict": verdict(low, high, claim.sign, bound)}
         if claim.id.startswith("overopt_"):
-            row["proxy_rise"] = (statistics.bon_rise if claim.id == "overopt_bon" else statistics.rl_rise).mean()
-            if row["verdict"] == "reproduced" and row["proxy_rise"] <= 0:
+            rise = measured(claim.id.replace("overopt", "proxy_rise"), claim.axes)
+            row["proxy_rise"] = rise[0]
+            if row["verdict"] == "reproduced" and verdict(*interval(*rise), 1) != "reproduced":
                 row["verdict"] = "inconclusive"
         if claim.id.startswith("herd_"):
             alone = measured(claim.id.replace("herd_", "single_"), claim.axes)
@@ -354,7 +366,7 @@ def load_scores(path, settings):
         raise ValueError(f"there is no {path}: run python experiments/overopt.py --out {path.parent}")
     with np.load(path) as arrays:
         data = dict(arrays)
-    if data["settings"] != to_json(settings):
+    if data.get("settings") != to_json(settings):
         raise ValueError(f"{path} is of other settings than results.json: its run has not finished; the command that began it continues there")
     return data
 

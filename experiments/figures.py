@@ -1,4 +1,4 @@
-"""The figures of a run, from its results alone: draw_figures(results, folder) writes six PNG files of the first task, and for each
+"""The figures of a run, from its results alone: draw_figures(results, folder) writes seven PNG files of the first task, and for each
 further task (--task all) those that carry its claims, as frontier-nli.png.
 
     python experiments/figures.py runs/overopt        # draw them again from results.json
@@ -120,9 +120,9 @@ def forest_figure(results):
     def unit(row):
         if any(word in row["id"] for word in ("length", "wrong_facts")):
             return "tokens, wrong facts"
-        return "shares, correlations" if any(word in row["id"] for word in ("_win", "rank_corr", "list", "numbers", "accuracy")) else "rewards"
+        return "shares, correlations" if any(word in row["id"] for word in ("_win", "rank_corr", "list", "numbers")) else "rewards"
 
-    rows = [row for row in results["claims"] if row["ci_low"] is not None]
+    rows = [row for row in results["claims"] if row["ci_low"] is not None and row["id"] != "accuracy_spread"]      # its bound is not zero
     colours, tasks = {"reproduced": "#0072b2", "opposite": "#d55e00", "inconclusive": "#999999"}, list(results["tasks"])
     markers = dict(zip(tasks, "osD"))
     figure, axes = plt.subplots(1, 3, figsize=(18, 8.5))

@@ -11,7 +11,6 @@ results.json, timings.json, figures, scores-TASK.npz and a cache into --out; an 
 """
 import argparse
 from dataclasses import asdict, dataclass, field, fields, replace
-import json
 from pathlib import Path
 import platform
 import sys

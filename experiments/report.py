@@ -1,9 +1,9 @@
 """What a run found, as text: the closing tables of overopt.py, and the README's numbers.
 
     python experiments/report.py runs/overopt                # print the tables again
-    python experiments/report.py runs/overopt --readme       # and write them, with the figures, into README.md
+    python experiments/report.py runs/all --readme runs/overopt       # and write README.md, from a run of all tasks and one of another seed
 
-The README tells of a run of all tasks, with the sweeps of coverage and size (sweep.py) and beyond.py in the same folder.
+The folder of all tasks must also hold the sweeps of coverage and size (sweep.py) and beyond.py.
 """
 import argparse
 from functools import partial
@@ -83,13 +83,13 @@ def claim_cell(row):
         return "unavailable"
     digits = 3 if row["id"] == "accuracy_spread" else 2
     if row["ci_low"] is None:
-        return f"{row['estimate']:+.{digits}f} (one seed: no interval)"
+        return f"{row['estimate']:+.{digits}f} (too few seeds: no interval)"
     return f"{row['estimate']:+.{digits}f} [{row['ci_low']:+.{digits}f}, {row['ci_high']:+.{digits}f}] {MARKS[row['verdict']]}"
 
 
 def verdicts(r):
     """How often each verdict fell on a claim of the paper, by task; our own claims apart."""
-    count = lambda task, ours, verdict: sum((row["task"], row["paper"] == "ours", row["verdict"]) == (task, ours, verdict) for row in r["claims"])
+    count = lambda task, ours, verdict: sum((row["task"], row["paper"].startswith("ours"), row["verdict"]) == (task, ours, verdict) for row in r["claims"])
     line = lambda task, ours: ", ".join(f"{count(task, ours, verdict)} {verdict}" for verdict in MARKS)
     return "; ".join(f"{task}: {line(task, False)} (of ours: {line(task, True)})" for task in r["tasks"])
 
@@ -103,8 +103,9 @@ def claims_section(r):
     lines = []
     for name in dict.fromkeys(row["id"] for row in r["claims"]):
         found = {column: rows[name] for column, rows in columns.items() if name in rows}
-        papers = dict.fromkeys(row["paper"] for row in found.values())
-        paper = "; ".join(papers) if len(papers) == 1 else "; ".join(dict.fromkeys(f"{row['paper']} ({row['task']})" for row in found.values() if row["paper"] != "ours"))
+        papers = {row["task"]: row["paper"] for row in found.values()}
+        told = [f"{paper} ({task})" for task, paper in papers.items()]
+        paper = next(iter(papers.values())) if len(set(papers.values())) == 1 else "; ".join(told)
         lines.append([name, next(iter(found.values()))["statement"], paper, *[claim_cell(found[column]) if column in found else "-" for column in columns]])
     return (table(["id", "claim", "paper", *columns], lines)
             + "\n\nEstimate [95 % interval], and whether the interval leaves out zero (for accuracy_spread: the bound named there) on the claim's side (yes), on the other (NO) or "
@@ -123,6 +124,8 @@ def undecided_section(r):
             times = f"about {row['times_needed']:.1f} times" if row["times_needed"] else "over 100 times"
             drawn = ", ".join(f"{size} {AXES[axis]}" for axis, size in row["n"].items())
             lines.append(f"- {row['task']}, `{row['id']}`: {claim_cell(row).removesuffix(' ?')} from {drawn}; {times} as many.")
+        elif row["verdict"] == "inconclusive" and row["ci_low"] is not None:
+            lines.append(f"- {row['task']}, `{row['id']}`: {claim_cell(row).removesuffix(' ?')}, but the proxy's rise ({row['proxy_rise']:+.2f}) is not beyond chance.")
     without = [f"{row['task']} `{row['id']}`" for row in r["claims"] if row["ci_low"] is None]
     if without:
         lines.append(f"- No interval, for want of seeds: {', '.join(without)}.")
@@ -170,7 +173,7 @@ def texts_section(r):
 
 def sweep_table(found):
     """A sweep of sweep.py as a table, and for sizes the judge's too."""
-    header = [found["name"], "accuracy (gold's)", "gold: SFT", "single", "finetune", "pretrain", "all 25", "oracle", "finetune - single",
+    header = [found["name"], "accuracy (gold's)", "gold: SFT", "single", "finetune", "pretrain", "all in one", "oracle", "finetune - single",
               "pretrain - finetune", "lists: pretrain - SFT"]
     rows = []
     for value, row in zip(found["values"], found["rows"]):
@@ -192,13 +195,16 @@ def judge_table(judge):
 
 def headline_section(r):
     """The first task in a few sentences: numbers and intervals; the verdicts are computed in claims.py."""
-    bon, n, least, task = r["bon"], r["bon"]["n"][-1], least_weight(r), next(iter(r["tasks"]))
+    bon, n, least, task = r["bon"], r["bon"]["n"][-1], least_weight(r), r["task"]
     rows = {row["id"]: row for row in r["claims"] if row["task"] == task}
     one, name = bon["single"][r["settings"]["aggregator"]], r["settings"]["aggregator"]
     best = max(range(len(bon["n"])), key=one["gold"].__getitem__)
     golds = {kind: mean([run["gold"] for run in r["ppo"]["runs"] if (run["kind"], run["kl_weight"]) == (kind, least)]) for kind in KINDS}
     bon_golds = {kind: bon[kind][name]["gold"][-1] for kind in KINDS}
     before, after = r["traits"]["sft"], r["traits"]["ppo-pretrain"]
+    hacks = [f"{words} {before[trait]:{show}} -> {after[trait]:{show}}" for trait, words, show in
+             (("list", "lists (no rater pays for one)", ".0%"), ("numbers", "responses with a number", ".0%"), ("length", "tokens", ".1f"), ("wrong_facts", "wrong facts", ".2f"))
+             if rows[f"herd_{trait}"]["verdict"] == "reproduced"]
 
     def each(values):
         return ", ".join(f"{KINDS[kind]} {value:.2f}" for kind, value in values.items())
@@ -210,9 +216,8 @@ def headline_section(r):
         f"{rows['bon_pretrain_vs_single']['verdict']}.",
         f"**PPO** with the smallest KL weight ({least:g}), gold (SFT: {r['sft']['gold']:.2f}): {each(golds)}. Pretrain ensemble over one reward model at matched KL "
         f"{claim_cell(rows['rl_pretrain_vs_single'])}: {rows['rl_pretrain_vs_single']['verdict']}.",
-        f"**What all members get wrong**: under PPO on pretrain ensembles lists go from {before['list']:.0%} of responses to {after['list']:.0%}, though nobody asked for lists "
-        f"({rows['herd_list']['verdict']}), and wrong facts per response from {before['wrong_facts']:.2f} to {after['wrong_facts']:.2f} ({rows['herd_wrong_facts']['verdict']}).",
-        f"**All claims of the paper**, {verdicts(r)}."]
+        f"**What survives**: PPO on pretrain ensembles still moves, from SFT and beyond chance, {', '.join(hacks) or 'none of the traits watched'}.",
+        f"**All claims of the paper**, {verdicts({**r, 'tasks': [task]})}."]
     return "\n".join(f"- {line}" for line in lines)
 
 
@@ -226,10 +231,10 @@ def minutes_section(r):
     for name, seconds in timings["stages"].items():
         stages[name.split("-")[0]] = stages.get(name.split("-")[0], 0) + seconds
     parts = ", ".join(f"{STAGES[name]} {seconds:.0f} s" for name, seconds in stages.items())
-    once = sum(stages[name] for name in ("pretrain", "sft", "bank"))
+    more = timings["this_run"] - sum(stages[name] for name in ("pretrain", "sft", "bank"))
     return (f"A run with `--task {timings['task']} --seed {timings['seed']}` took {timings['this_run'] / 60:.1f} minutes on {timings['hardware']}: {parts}; the rest is reading, "
-            f"intervals and figures. Its peak memory was {timings['peak_memory_gb']:.1f} GB. A further task costs all but pretraining, SFT and sampling once more: "
-            f"{(timings['this_run'] - once) / 60:.1f} minutes.")
+            f"intervals and figures. Its peak memory was {timings['peak_memory_gb']:.1f} GB. A further task costs all but pretraining, SFT and sampling once more, so that `--task all` comes "
+            f"to about {(timings['this_run'] + 2 * more) / 60:.0f} minutes.")
 
 
 def tour_section(r):
@@ -266,7 +271,8 @@ OVERALL = {"claims": "The claims", "survival": "What survives the pretrain ensem
 
 def view(results, task=None):
     """The results with one task's findings (the first's) at the top: what a section takes."""
-    return {**results, **results["tasks"][task or next(iter(results["tasks"]))]}
+    task = task or next(iter(results["tasks"]))
+    return {**results, "task": task, **results["tasks"][task]}
 
 
 def report(results):
@@ -303,14 +309,14 @@ def main():
     """The command line: print the tables of a run, or write them into the README."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="the folder of a finished run")
-    parser.add_argument("--readme", action="store_true", help="write README.md and experiments/results/ from this run")
-    parser.add_argument("--again", type=Path, help="with --readme: the folder of a default run of another seed, made in one go, for its claims and its minutes")
+    parser.add_argument("--readme", type=Path, metavar="AGAIN", help="write README.md and experiments/results/ from this run (all tasks), and from the folder of a "
+                        "default run of another seed, made in one go: its claims and its minutes")
     arguments = parser.parse_args()
     try:
         results = load_results(arguments.out)
         if arguments.readme:
-            write_readme(arguments.out, arguments.again)
-    except ValueError as error:
+            write_readme(arguments.out, arguments.readme)
+    except (ValueError, OSError) as error:
         parser.error(str(error))
     print(report(results))
 
@@ -320,30 +326,36 @@ KEPT = ROOT / "experiments" / "results"          # the run that the README tells
 
 def load_kept(folder=KEPT):
     """Everything that the README's numbers come from: results.json with the other files' contents under their names. ValueError if
-    one of them is missing, or is of another seed."""
+    one of them is missing or does not belong to the run."""
     results, others = load_results(folder), {}
+    mine = {**results["settings"], "task": None}
+    if list(results["tasks"]) != list(PRICES):
+        raise ValueError(f"{folder}/results.json is not of all tasks: run python experiments/overopt.py --task all --out {folder}")
     for name, command in (("timings", "overopt.py"), ("sweep-coverage", "sweep.py coverage"), ("sweep-size", "sweep.py size"), ("beyond", "beyond.py")):
         path = Path(folder) / f"{name}.json"
         try:
             others[name] = json.loads(path.read_text())
         except (OSError, ValueError):
             raise ValueError(f"{path} is missing or damaged: run python experiments/{command} --out {folder}") from None
-        if others[name].get("settings", results["settings"])["seed"] != results["settings"]["seed"]:
-            raise ValueError(f"{path} is of another seed than results.json: run python experiments/{command} --seed {results['settings']['seed']} --out {folder}")
-    if (Path(folder) / "again.json").exists():
-        results["again"] = json.loads((Path(folder) / "again.json").read_text())
+        if {**others[name].get("settings", mine), "task": None} != mine:
+            raise ValueError(f"{path} is of other settings than results.json: run python experiments/{command} with those, --out {folder}")
+    if (Path(folder) / "again").exists():
+        results["again"] = load_results(Path(folder) / "again")
     return {**results, "timings": others["timings"], "beyond": others["beyond"], "sweeps": {name: others[f"sweep-{name}"] for name in ("coverage", "size")}}
 
 
 def write_readme(folder, again):
-    """Keep a run's results and figures in experiments/results, and fill the README's blocks from them."""
+    """Keep the results and figures of a run in experiments/results, and of another seed's in results/again, and fill the README's blocks."""
     load_kept(folder)                              # all there? Before anything is replaced
-    KEPT.mkdir(exist_ok=True)
+    seconds = json.loads((again / "timings.json").read_text())
+    load_results(again)
+    if seconds["task"] == "all" or seconds["total"] > seconds["this_run"]:
+        raise ValueError(f"--again: {again} is not a run of one task made in one go, so it does not tell how long one takes")
+    (KEPT / "again").mkdir(parents=True, exist_ok=True)
     for file in [*folder.glob("*.json"), *folder.glob("*.png")]:
         shutil.copy(file, KEPT / file.name)
-    if again:
-        shutil.copy(again / "results.json", KEPT / "again.json")
-        shutil.copy(again / "timings.json", KEPT / "timings.json")
+    shutil.copy(again / "results.json", KEPT / "again" / "results.json")
+    shutil.copy(again / "timings.json", KEPT / "timings.json")
     text = fill((ROOT / "README.md").read_text(), load_kept())
     write_whole(ROOT / "README.md", lambda file: file.write(text.encode()))
 

@@ -91,22 +91,29 @@ def measure_judge(pipeline):
 
 
 def draw(found):
-    """Left: what ensembles gain. Right: the error that reward models share, and their own."""
+    """What ensembles gain; the error that reward models share, and their own; the hacks that the pretrain ensemble keeps."""
     values, rows = found["values"], found["rows"]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2))
-    for name, colour, label in (("bon_finetune_vs_single", COLOURS["finetune"], "finetune ensemble - one reward model"),
-                                ("bon_pretrain_vs_single", COLOURS["pretrain"], "pretrain ensemble - one reward model")):
-        claims = [row["claims"][name] for row in rows]
-        left.plot(values, [claim["estimate"] for claim in claims], "o-", color=colour, label=label)
-        if all(claim["ci_low"] is not None for claim in claims):
-            left.fill_between(values, [claim["ci_low"] for claim in claims], [claim["ci_high"] for claim in claims], color=colour, alpha=0.15, linewidth=0)
-    left.axhline(0, color="grey", linestyle=":")
-    left.set(title="Gain in gold, best of n (band: 95 % interval)", xlabel=LABELS[found["name"]], ylabel="gold reward")
+    figure, (gain, error, hacks) = plt.subplots(1, 3, figsize=(16, 4.2))
+
+    def with_band(axis, claim, colour, label):
+        claims = [row["claims"][claim] for row in rows]
+        axis.plot(values, [row["estimate"] for row in claims], "o-", color=colour, label=label)
+        if all(row["ci_low"] is not None for row in claims):
+            axis.fill_between(values, [row["ci_low"] for row in claims], [row["ci_high"] for row in claims], color=colour, alpha=0.15, linewidth=0)
+
+    with_band(gain, "bon_finetune_vs_single", COLOURS["finetune"], "finetune ensemble - one reward model")
+    with_band(gain, "bon_pretrain_vs_single", COLOURS["pretrain"], "pretrain ensemble - one reward model")
+    gain.set(title="Gain in gold, best of n (band: 95 %)", ylabel="gold reward")
     golds = [row["gold"] for row in rows]
-    right.plot(values, [g["oracle"] - g["all"] for g in golds], "o-", color="#333333", label="shared: what all in one ensemble lose to the oracle")
-    right.plot(values, [g["all"] - g["single"] for g in golds], "o-", color=COLOURS["single"], label="its own: what one of them loses on top")
-    right.set(title="Error, in gold of the best of n", xlabel=LABELS[found["name"]], ylabel="gold reward", ylim=(min(0, right.get_ylim()[0]), None))
-    for axis in (left, right):
+    error.plot(values, [g["oracle"] - g["all"] for g in golds], "o-", color="#333333", label="shared: lost by all in one ensemble")
+    error.plot(values, [g["all"] - g["single"] for g in golds], "o-", color=COLOURS["single"], label="its own: lost by one on top")
+    error.set(title="Gold lost against the oracle", ylabel="gold reward", ylim=(min(0, error.get_ylim()[0]), None))
+    for claim, colour, label in (("herd_list_bon", "#009e73", "lists (share)"), ("herd_numbers_bon", "#cc79a7", "numbers (share)"), ("herd_wrong_facts_bon", "#56b4e9", "wrong facts")):
+        with_band(hacks, claim, colour, label)
+    hacks.set(title="Pretrain ensemble - SFT (band: 95 %)", ylabel="change per response")
+    for axis in (gain, error, hacks):
+        axis.axhline(0, color="grey", linestyle=":")
+        axis.set_xlabel(LABELS[found["name"]])
         axis.legend(fontsize=10)
         if found["name"] in ("size", "pairs"):
             axis.set_xscale("log", base=2)
@@ -117,9 +124,10 @@ def draw(found):
 def sweep(name, settings, device, out, cache):
     """All values of one sweep -> what sweep-NAME.json holds; writes it and the figure."""
     field, rows = "rm_width" if name == "size" else name, []
-    for value in SWEEPS[name]:
-        s = replace(settings, **{field: value})
-        check(s)
+    each = [replace(settings, **{field: value}) for value in SWEEPS[name]]
+    for s in each:
+        check(s)                     # all of them, before any work
+    for s, value in zip(each, SWEEPS[name]):
         print(f"{field} = {value}", flush=True)
         rows.append(measure(Pipeline(s, device, cache)))
     found = {"version": VERSION, "name": name, "settings": asdict(settings), "values": SWEEPS[name], "rows": rows}
