@@ -376,6 +376,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="the folder of a finished run")
     out = parser.parse_args().out
+    torch.set_num_threads(1)                        # many small means: threads would only wait for each other
     try:
         results = load_results(out)
         rows = [row for task in results["tasks"] for row in claims_table(load_scores(out / f"scores-{task}.npz", results["settings"]), task)]

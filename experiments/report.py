@@ -231,10 +231,11 @@ def minutes_section(r):
     for name, seconds in timings["stages"].items():
         stages[name.split("-")[0]] = stages.get(name.split("-")[0], 0) + seconds
     parts = ", ".join(f"{STAGES[name]} {seconds:.0f} s" for name, seconds in stages.items())
-    more = timings["this_run"] - sum(stages[name] for name in ("pretrain", "sft", "bank"))
-    return (f"A run with `--task {timings['task']} --seed {timings['seed']}` took {timings['this_run'] / 60:.1f} minutes on {timings['hardware']}: {parts}; the rest is reading, "
-            f"intervals and figures. Its peak memory was {timings['peak_memory_gb']:.1f} GB. A further task costs all but pretraining, SFT and sampling once more, so that `--task all` comes "
-            f"to about {(timings['this_run'] + 2 * more) / 60:.0f} minutes.")
+    total = timings["total"]
+    more = total - sum(stages[name] for name in ("pretrain", "sft", "bank"))
+    return (f"A run with `--task {timings['task']} --seed {timings['seed']}` took {total / 60:.1f} minutes on {timings['hardware']}: {parts}; intervals and figures come to some seconds more. "
+            f"Its peak memory was {timings['peak_memory_gb']:.1f} GB. A further task costs all but pretraining, SFT and sampling once more, so that `--task all` comes to about "
+            f"{(total + 2 * more) / 60:.0f} minutes.")
 
 
 def tour_section(r):
@@ -310,7 +311,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="the folder of a finished run")
     parser.add_argument("--readme", type=Path, metavar="AGAIN", help="write README.md and experiments/results/ from this run (all tasks), and from the folder of a "
-                        "default run of another seed, made in one go: its claims and its minutes")
+                        "default run of another seed: its claims and its minutes")
     arguments = parser.parse_args()
     try:
         results = load_results(arguments.out)
@@ -349,8 +350,8 @@ def write_readme(folder, again):
     load_kept(folder)                              # all there? Before anything is replaced
     seconds = json.loads((again / "timings.json").read_text())
     load_results(again)
-    if seconds["task"] == "all" or seconds["total"] > seconds["this_run"]:
-        raise ValueError(f"--again: {again} is not a run of one task made in one go, so it does not tell how long one takes")
+    if seconds["task"] == "all":
+        raise ValueError(f"--readme: {again} is not a run of one task, so it does not tell how long one takes")
     (KEPT / "again").mkdir(parents=True, exist_ok=True)
     for file in [*folder.glob("*.json"), *folder.glob("*.png")]:
         shutil.copy(file, KEPT / file.name)
