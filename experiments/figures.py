@@ -47,23 +47,32 @@ def best_of_n_figure(results):
 
 
 def frontier_figure(results):
-    """Gold against KL, for best-of-n (along its bound) and for PPO (measured)."""
+    """Gold against the square root of KL (Gao et al. 2022), for best-of-n (along its bound) and for PPO (measured)."""
     bon, aggregator = results["bon"], results["settings"]["aggregator"]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2))
     for kind, colour in COLOURS.items():
-        left.plot(bon["kl"], bon[kind][aggregator]["gold"], "o-", color=colour, label=KINDS[kind])
-        for run in results["ppo"]["runs"]:
-            if run["kind"] == kind:
-                right.plot(run["kl"], run["gold"], ".", color=colour, alpha=0.45)
-        rows = sorted((row for row in results["ppo"]["summary"] if row["kind"] == kind), key=lambda row: row["kl"])
-        right.plot([0, *[row["kl"] for row in rows]], [results["sft"]["gold"], *[row["gold"] for row in rows]], "o-", color=colour)
+        left.plot([kl**0.5 for kl in bon["kl"]], bon[kind][aggregator]["gold"], "o-", color=colour, label=KINDS[kind])
+        runs = [{**run, "root": max(0.0, run["kl"]) ** 0.5} for run in results["ppo"]["runs"] if run["kind"] == kind]
+        right.plot([run["root"] for run in runs], [run["gold"] for run in runs], ".", color=colour, alpha=0.45)
+        right.plot(*mean_by_weight(runs, "gold", results["sft"]["gold"]), "o-", color=colour)
     for axis in (left, right):
         axis.axhline(results["sft"]["gold"], color="grey", linestyle=":")
+        axis.set_ylabel("gold reward")
     right.annotate("SFT", (1, results["sft"]["gold"]), xycoords=("axes fraction", "data"), color="grey", va="bottom", ha="right")
-    left.set(title="Best-of-n", xlabel="KL to the SFT policy (bound, nats)", ylabel="gold reward")
-    right.set(title="PPO: one point per KL weight (dots: seeds)", xlabel="KL to the SFT policy (measured, nats)")
+    left.set(title="Best-of-n", xlabel="square root of KL to the SFT policy (bound)")
+    right.set(title="PPO: one point per KL weight (dots: seeds)", xlabel="square root of KL to the SFT policy (measured)")
     left.legend()
     return figure
+
+
+def mean_by_weight(rows, name, start, x="root"):
+    """`x` and the named value, mean over the runs of each KL weight, from the largest weight to the smallest, after (0, start)."""
+    xs, ys = [0], [start]
+    for weight in sorted({row["kl_weight"] for row in rows}, reverse=True):
+        mine = [row for row in rows if row["kl_weight"] == weight]
+        xs.append(sum(row[x] for row in mine) / len(mine))
+        ys.append(sum(row[name] for row in mine) / len(mine))
+    return xs, ys
 
 
 def agreement_figure(results):
@@ -81,7 +90,7 @@ def agreement_figure(results):
         colour, label = styles[relation]
         if ranks["sft"][relation] is not None:
             right.scatter([row["kl"] for row in ranks["ppo"]], [row[relation] for row in ranks["ppo"]], color=colour, s=22, alpha=0.5)
-            right.plot(*mean_by_weight(ranks["ppo"], relation, ranks["sft"][relation]), "o-", color=colour, label=label)
+            right.plot(*mean_by_weight(ranks["ppo"], relation, ranks["sft"][relation], x="kl"), "o-", color=colour, label=label)
     right.set(title="Agreement on PPO policies' texts (KL 0: on SFT's)", xlabel="KL to the SFT policy (nats)", ylabel="Spearman between reward models")
     for axis in (left, right):
         if axis.get_legend_handles_labels()[0]:      # with one pretraining there is nothing to compare
@@ -89,28 +98,18 @@ def agreement_figure(results):
     return figure
 
 
-def mean_by_weight(rows, name, start):
-    """KL and the named value, mean over the runs of each KL weight, from the largest weight to the smallest, after (0, start)."""
-    x, y = [0], [start]
-    for weight in sorted({row["kl_weight"] for row in rows}, reverse=True):
-        mine = [row for row in rows if row["kl_weight"] == weight]
-        x.append(sum(row["kl"] for row in mine) / len(mine))
-        y.append(sum(row[name] for row in mine) / len(mine))
-    return x, y
-
-
 def traits_against_kl_figure(results):
     """Traits of the PPO policies against KL, and how far the members of the ensemble disagree about their texts."""
     traits = {"list": "lists (share)", "numbers": "states a number (share)", "length": "length (tokens)", "wrong_facts": "wrong facts"}
     figure, axes = plt.subplots(1, 5, figsize=(19, 4))
     for kind, colour in COLOURS.items():
-        runs = [{**run, **run["traits"]} for run in results["ppo"]["runs"] if run["kind"] == kind]
+        runs = [{**run, **run["traits"], "root": max(0.0, run["kl"]) ** 0.5} for run in results["ppo"]["runs"] if run["kind"] == kind]
         start = {**results["traits"]["sft"], "disagreement": results["sft"]["disagreement"][kind]}
         for axis, name in zip(axes, [*traits, "disagreement"][:4 if kind == "single" else 5]):      # one member has none to disagree with
-            axis.plot([run["kl"] for run in runs], [run[name] for run in runs], ".", color=colour, alpha=0.4)
+            axis.plot([run["root"] for run in runs], [run[name] for run in runs], ".", color=colour, alpha=0.4)
             axis.plot(*mean_by_weight(runs, name, start[name]), "o-", color=colour, label=KINDS[kind])
     for axis, title in zip(axes, [*traits.values(), "members disagree (std)"]):
-        axis.set(title=title, xlabel="KL to the SFT policy (nats)")
+        axis.set(title=title, xlabel="square root of KL to SFT")
     axes[0].legend(fontsize=10)
     return figure
 

@@ -104,8 +104,8 @@ def claims_section(r):
     for name in dict.fromkeys(row["id"] for row in r["claims"]):
         found = {column: rows[name] for column, rows in columns.items() if name in rows}
         papers = {row["task"]: row["paper"] for row in found.values()}
-        told = [f"{paper} ({task})" for task, paper in papers.items()]
-        paper = next(iter(papers.values())) if len(set(papers.values())) == 1 else "; ".join(told)
+        told = [f"{paper} ({task})" for task, paper in papers.items() if not paper.startswith("ours")]
+        paper = next(iter(papers.values())) if len(set(papers.values())) == 1 else "; ".join(told or [f"{paper} ({task})" for task, paper in papers.items()])
         lines.append([name, next(iter(found.values()))["statement"], paper, *[claim_cell(found[column]) if column in found else "-" for column in columns]])
     return (table(["id", "claim", "paper", *columns], lines)
             + "\n\nEstimate [95 % interval], and whether the interval leaves out zero (for accuracy_spread: the bound named there) on the claim's side (yes), on the other (NO) or "
@@ -113,23 +113,16 @@ def claims_section(r):
             + (f" With --seed {r['again']['settings']['seed']}, {verdicts(r['again'])}." if "again" in r else ""))
 
 
-AXES = {"pretrain": "pretrainings", "finetune": "finetunings", "posts": "posts", "seeds": "groups of PPO seeds"}
-
-
 def undecided_section(r):
-    """The inconclusive claims, and how many times as many seeds and posts would decide them."""
+    """The inconclusive claims, each with how many times as many seeds and posts would decide it: one line for each task."""
     lines = []
-    for row in r["claims"]:
-        if "times_needed" in row:
-            times = f"about {row['times_needed']:.1f} times" if row["times_needed"] else "over 100 times"
-            drawn = ", ".join(f"{size} {AXES[axis]}" for axis, size in row["n"].items())
-            lines.append(f"- {row['task']}, `{row['id']}`: {claim_cell(row).removesuffix(' ?')} from {drawn}; {times} as many.")
-        elif row["verdict"] == "inconclusive" and row["ci_low"] is not None:
-            lines.append(f"- {row['task']}, `{row['id']}`: {claim_cell(row).removesuffix(' ?')}, but the proxy's rise ({row['proxy_rise']:+.2f}) is not beyond chance.")
-    without = [f"{row['task']} `{row['id']}`" for row in r["claims"] if row["ci_low"] is None]
-    if without:
-        lines.append(f"- No interval, for want of seeds: {', '.join(without)}.")
-    return "\n".join(lines) or "Every interval decides."
+    for task in r["tasks"]:
+        mine = [row for row in r["claims"] if row["task"] == task and row["verdict"] == "inconclusive"]
+        times = [f"`{row['id']}` {row['times_needed'] or 100:.1f}{'' if row['times_needed'] else ' or more'}" for row in mine if "times_needed" in row]
+        flat = [f"`{row['id']}` (its proxy's rise, {row['proxy_rise']:+.2f}, is not beyond chance)" for row in mine if "times_needed" not in row and row["ci_low"] is not None]
+        without = [f"`{row['id']}` (no interval, for want of seeds)" for row in mine if row["ci_low"] is None]
+        lines.append(f"- {task}: {', '.join(times + flat + without) or 'nothing'}.")
+    return "\n".join(lines)
 
 
 def survival_section(r):

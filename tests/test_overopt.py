@@ -3,6 +3,7 @@ import json
 import os
 from pathlib import Path
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -310,6 +311,34 @@ def test_readme_numbers_come_from_the_results(monkeypatch):
     monkeypatch.setitem(report.SECTIONS, "tour", lambda results: tour)         # the tour has a test of its own
     assert report.fill(README, report.load_kept()) == README
     assert README.count("<!-- end -->") >= 10
+
+
+def test_readme_is_made_of_what_belongs_together(tmp_path):
+    """A sweep of another seed or size, a missing file, a run of one task: numbers side by side that are not of one run."""
+    def refused(change, said):
+        folder = tmp_path / said.replace(" ", "-")
+        shutil.copytree(report.KEPT, folder, ignore=shutil.ignore_patterns("*.png"))
+        change(folder)
+        with pytest.raises(ValueError, match=said):
+            report.load_kept(folder)
+
+    def edit(name, **settings):
+        def change(folder):
+            found = json.loads((folder / name).read_text())
+            found["settings"] |= settings
+            (folder / name).write_text(json.dumps(found))
+        return change
+
+    def one_task(folder):
+        found = json.loads((folder / "results.json").read_text())
+        del found["tasks"]["nli"]
+        (folder / "results.json").write_text(json.dumps(found))
+
+    refused(edit("sweep-coverage.json", seed=99), "sweep-coverage.json is of other settings")
+    refused(edit("beyond.json", n=16), "beyond.json is of other settings")
+    refused(lambda folder: (folder / "sweep-size.json").unlink(), "sweep-size.json is missing")
+    refused(one_task, "is not of all tasks")
+    refused(lambda folder: (folder / "results.json").unlink(), "there is no")
 
 
 def test_readme_tour_names_every_file():
