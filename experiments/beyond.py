@@ -300,7 +300,7 @@ def draw(found, compared):
         axis.axhline(compared["sft"][name], color="grey", linestyle=":", label="SFT")
         axis.set(title=TITLES[name], xlabel=found["label"])
         axis.margins(x=0.1)
-    axes[0].legend(fontsize=10)
+    axes[0].legend(fontsize=9, framealpha=0.9, frameon=True)
     return figure
 
 
@@ -313,6 +313,7 @@ def work(settings, device, out, names):
     if settings.task == "all":
         raise ValueError("--task: beyond.py takes one task at a time")
     path = prepare(out) / "beyond.json"
+    print(f"on a grid of reward models; what is not in {out / 'cache'} is trained first", flush=True)
     grid = measure(Pipeline(settings, device, Cache(out / "cache", device)))
     compared = rounded(reference(grid))
     shared = compared["shared"]

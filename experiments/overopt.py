@@ -66,9 +66,9 @@ class Settings:
     n: int = setting(64, "samples per post, for best-of-n")
     # PPO
     kl_weights: tuple[float, ...] = setting((0.02, 0.1), "weights beta of the KL penalty, one run each")
-    ppo_seeds: tuple[int, ...] = setting(tuple(range(8)), "PPO seeds; each also picks another reward model, and the next ensembles", (0, 1))
+    ppo_seeds: tuple[int, ...] = setting(tuple(range(8)), "PPO seeds; each also picks another reward model, and the next ensembles", (0,))
     aggregator: str = setting("mean", f"how ensembles aggregate, in PPO and wherever one aggregator is shown: {', '.join(AGGREGATORS)}")
-    ppo_updates: int = setting(40, "updates of a PPO run", 25)
+    ppo_updates: int = setting(40, "updates of a PPO run", 20)
     ppo_batch: int = setting(128, "responses per update")
 
 

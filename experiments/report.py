@@ -81,6 +81,8 @@ def claim_cell(row):
     """A claim's estimate, interval and verdict, short: "+0.29 [+0.17, +0.41] yes"."""
     if row["estimate"] is None:
         return "unavailable"
+    if row["ci_low"] == row["ci_high"] == row["estimate"] == 0:
+        return "none at all ?"
     digits = 3 if row["id"] == "accuracy_spread" else 2
     if row["ci_low"] is None:
         return f"{row['estimate']:+.{digits}f} (too few seeds: no interval)"
@@ -88,8 +90,9 @@ def claim_cell(row):
 
 
 def verdicts(r):
-    """How often each verdict fell on a claim of the paper, by task; our own claims apart."""
-    count = lambda task, ours, verdict: sum((row["task"], row["paper"].startswith("ours"), row["verdict"]) == (task, ours, verdict) for row in r["claims"])
+    """How often each verdict fell on a claim of the paper, by task; our own claims apart, the win rates not counted again."""
+    rows = [row for row in r["claims"] if not row["id"].endswith("_win")]              # they tell of the same picks as the gold rows
+    count = lambda task, ours, verdict: sum((row["task"], row["paper"].startswith("ours"), row["verdict"]) == (task, ours, verdict) for row in rows)
     line = lambda task, ours: ", ".join(f"{count(task, ours, verdict)} {verdict}" for verdict in MARKS)
     return "; ".join(f"{task}: {line(task, False)} (of ours: {line(task, True)})" for task in r["tasks"])
 
@@ -100,17 +103,20 @@ def claims_section(r):
     if "again" in r:
         again = r["again"]
         columns |= {f"{task}, seed {again['settings']['seed']}": {row["id"]: row for row in again["claims"] if row["task"] == task} for task in again["tasks"]}
-    lines = []
+    lines = {"": [], "_win": []}
     for name in dict.fromkeys(row["id"] for row in r["claims"]):
         found = {column: rows[name] for column, rows in columns.items() if name in rows}
         papers = {row["task"]: row["paper"] for row in found.values()}
         told = [f"{paper} ({task})" for task, paper in papers.items() if not paper.startswith("ours")]
         paper = next(iter(papers.values())) if len(set(papers.values())) == 1 else "; ".join(told or [f"{paper} ({task})" for task, paper in papers.items()])
-        lines.append([name, next(iter(found.values()))["statement"], paper, *[claim_cell(found[column]) if column in found else "-" for column in columns]])
-    return (table(["id", "claim", "paper", *columns], lines)
+        cells = [claim_cell(found[column]) if column in found else "-" for column in columns]
+        lines["_win" * name.endswith("_win")].append([name, next(iter(found.values()))["statement"], paper, *cells])
+    wins = [[name, *cells] for name, _, _, *cells in lines["_win"]]
+    return (table(["id", "claim", "paper", *columns], lines[""])
             + "\n\nEstimate [95 % interval], and whether the interval leaves out zero (for accuracy_spread: the bound named there) on the claim's side (yes), on the other (NO) or "
-            f"not at all (?). A fall in gold counts only if the proxy rises. The paper's claims, {verdicts(r)}."
-            + (f" With --seed {r['again']['settings']['seed']}, {verdicts(r['again'])}." if "again" in r else ""))
+            "not at all (?). Only the direction is tested, not the paper's size. A fall in gold counts only if the proxy rises.\n\n"
+            f"- The paper's claims, {verdicts(r)}." + (f"\n- With --seed {r['again']['settings']['seed']}, {verdicts(r['again'])}." if "again" in r else "")
+            + "\n\nThe same differences in win rate against SFT:\n\n" + table(["id", *columns], wins))
 
 
 def undecided_section(r):
@@ -152,8 +158,32 @@ def sweep_section(r, name):
 
 
 def beyond_section(r):
-    """One computed sentence for each method of beyond.py."""
-    return "\n".join(f"- **{method}**: {sentence}" for method, sentence in r["beyond"]["sentences"].items())
+    """What each method of beyond.py changes in the picks of the pretrain ensemble: a table, and one computed sentence each."""
+    beyond, shared = r["beyond"], r["beyond"]["reference"]["shared"]
+    names, rows, lines = ["gold", *shared], [], []
+
+    def cell(change):
+        if change["ci_low"] is None:
+            return f"{change['before']:.2f} -> {change['after']:.2f}"
+        mark = "?" if change["ci_low"] <= 0 <= change["ci_high"] else "up" if change["estimate"] > 0 else "down"
+        return f"{change['before']:.2f} -> {change['after']:.2f} [{change['ci_low']:+.2f}, {change['ci_high']:+.2f}] {mark}"
+
+    def among(change, signs, side):
+        """Names whose interval lies on that side of zero, by their signs."""
+        beyond_zero = lambda name: change[name]["ci_low"] is not None and not change[name]["ci_low"] <= 0 <= change[name]["ci_high"]
+        return ", ".join(name for name, sign in signs.items() if beyond_zero(name) and change[name]["estimate"] * sign * side > 0) or "none"
+
+    for method in beyond["sentences"]:
+        change = beyond["reference"]["changes"] if method == "plain" else beyond[method]["changes"]["pretrain"]
+        rows.append([method, *[cell(change[name]) for name in names]])
+        lines.append(f"- **{method}** ({BEYOND[method]}): shared hacks reduced beyond chance: {among(change, shared, -1)}; made worse: {among(change, shared, 1)}; "
+                     f"gold {cell(change['gold']).split()[-1].replace('?', 'undecided')}.")
+    return table(["best of n by the pretrain ensemble", *names], rows) + "\n\n" + "\n".join(lines)
+
+
+BEYOND = {"plain": "the comparison: one reward model -> pretrain ensemble", "distance": "a penalty on the distance from its own training data",
+          "uwo": "a penalty on the members' variance", "averaged": "one reward model with the mean of the members' weights", "members": "five -> all reward models",
+          "pairs": "few preferences -> many", "flipped": "noisy labels -> none turned round"}
 
 
 def texts_section(r):
@@ -166,7 +196,7 @@ def texts_section(r):
 
 def sweep_table(found):
     """A sweep of sweep.py as a table, and for sizes the judge's too."""
-    header = [found["name"], "accuracy (gold's)", "gold: SFT", "single", "finetune", "pretrain", "all in one", "oracle", "finetune - single",
+    header = [found["name"], "accuracy (gold's own)", "gold: SFT", "single", "finetune", "pretrain", "all in one", "oracle", "finetune - single",
               "pretrain - finetune", "lists: pretrain - SFT"]
     rows = []
     for value, row in zip(found["values"], found["rows"]):
@@ -182,7 +212,7 @@ def judge_table(judge):
     return (f"A reward model of width {judge['width']} as judge, trained on the same judgements: accuracy {judge['accuracy']:.3f}, correlation with gold over SFT's samples "
             f"{judge['correlation']:.2f}. Win rates against SFT of the best of n:\n\n"
             + table(["judged by", *[KINDS[kind] for kind in judge["wins"]]], wins)
-            + "\n\nWhere it misleads: what its score has beyond its correlation with gold, in standard deviations; responses with more of a trait - with less:\n\n"
+            + "\n\nWhere it misleads: take from the judge's score what gold predicts of it; how much more do responses with (more of) a trait still get, in standard deviations?\n\n"
             + table(list(judge["where"]), [[f"{x:+.2f}" for x in judge["where"].values()]]))
 
 
@@ -208,7 +238,7 @@ def headline_section(r):
         f"**Ensembles**, gold of the best of {n}: {each(bon_golds)}. Pretrain ensemble over one reward model {claim_cell(rows['bon_pretrain_vs_single'])}: "
         f"{rows['bon_pretrain_vs_single']['verdict']}.",
         f"**PPO** with the smallest KL weight ({least:g}), gold (SFT: {r['sft']['gold']:.2f}): {each(golds)}. Pretrain ensemble over one reward model at matched KL "
-        f"{claim_cell(rows['rl_pretrain_vs_single'])}: {rows['rl_pretrain_vs_single']['verdict']}.",
+        f"{claim_cell(rows['rl_pretrain_vs_single'])}: {rows['rl_pretrain_vs_single']['verdict']}. Overoptimisation of one reward model: {rows['overopt_rl']['verdict']}.",
         f"**What survives**: PPO on pretrain ensembles still moves, from SFT and beyond chance, {', '.join(hacks) or 'none of the traits watched'}.",
         f"**All claims of the paper**, {verdicts({**r, 'tasks': [task]})}."]
     return "\n".join(f"- {line}" for line in lines)
@@ -280,14 +310,14 @@ def load_results(folder):
     """results.json of a finished run; ValueError that says what is wrong and what to run."""
     path, again = Path(folder) / "results.json", f"python experiments/overopt.py --out {folder}"
     if not path.exists():
-        why = "its run has not finished: the command that began it continues there" if (path.parent / "cache").exists() else f"run {again}"
+        why = "its run has not finished: the command that began it continues there" if (path.parent / "cache").exists() else f"run {again} (with the flags of that run; see that the name is right)"
         raise ValueError(f"there is no {path}: {why}")
     try:
         results = json.loads(path.read_text())
     except ValueError:
         raise ValueError(f"{path} is not whole: run {again}") from None
     if results.get("version") != VERSION:
-        raise ValueError(f"{path} is of version {results.get('version', 1)}, this code reads {VERSION}: run {again}")
+        raise ValueError(f"{path} is of version {results.get('version', 1)}, this code reads {VERSION}: run {again} (with the flags of that run)")
     return results
 
 

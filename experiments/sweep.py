@@ -127,6 +127,7 @@ def sweep(name, settings, device, out, cache):
     each = [replace(settings, **{field: value}) for value in SWEEPS[name]]
     for s in each:
         check(s)                     # all of them, before any work
+    print(f"{len(each)} grids of reward models; what is in {out / 'cache'} is not computed again", flush=True)
     for s, value in zip(each, SWEEPS[name]):
         print(f"{field} = {value}", flush=True)
         rows.append(measure(Pipeline(s, device, cache)))

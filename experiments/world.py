@@ -22,7 +22,7 @@ Two things are planted, in the data alone; no model and no aggregator ever looks
 
 All rates below are ours: settled on development seeds, see experiments/NOTES.md.
 """
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 import random
 import re
 
