@@ -250,6 +250,7 @@ def prices_section(r):
 
 
 def minutes_section(r):
+    """What a run of one task took, stage by stage, and from that about what all tasks take."""
     stages, timings = {}, r["timings"]
     for name, seconds in timings["stages"].items():
         stages[name.split("-")[0]] = stages.get(name.split("-")[0], 0) + seconds
