@@ -12,6 +12,7 @@
 
 All in best-of-n on one grid of reward models, beside the plain mean of the same members' scores. Takes the flags of overopt.py too (--quick,
 --seed, --task ...). Writes beyond.json and beyond-METHOD.png into --out, and shares the cache of a run there; interrupted, it continues.
+Intervals are 95 %, paired (the same posts and members with and without), over posts, pretrainings and finetunings unless a sentence says otherwise.
 """
 import argparse
 from collections import namedtuple
@@ -49,7 +50,6 @@ LINES = {**COLOURS, "across": COLOURS["pretrain"], "within": COLOURS["finetune"]
 WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)       # of a penalty; rewards and distances have std 1
 RIDGE = 1e-3                 # of a covariance, as a share of its mean variance
 SIZES, CHOICES = (1, 2, 3, 5, 10, 15, 25), 20        # of ensembles, and random ones of each size
-EVERYTHING = "over posts, pretrainings and finetunings"         # what an interval speaks of
 
 # sizes {axis: size}, scores (P, F, posts, n), values (QUANTITIES, posts, n); rms and keys are lists of P * F, by pretraining
 Grid = namedtuple("Grid", "pipeline rms keys bank bank_key sizes scores values")
@@ -137,20 +137,17 @@ def reference(grid):
 
 # ----- in words -----------------------------------------------------------------------------------------
 
-def told(name, change):
-    between = "no interval" if change["ci_low"] is None else f"[{change['ci_low']:+.2f}, {change['ci_high']:+.2f}]"
-    return f"{name.replace('_', ' ')} {change['before']:.2f} -> {change['after']:.2f} ({change['estimate']:+.2f} {between})"
-
-
 def sentence(subject, found, shared):
-    """What `changes` found, for shared {trait: sign}: an interval that holds zero, or none at all, leaves it undecided."""
+    """What `changes` found, in words, for shared {trait: sign}: an interval that holds zero, or none at all, leaves it undecided. The numbers
+    are in the table (report.beyond_section)."""
     def word(name, sign, yes, no):
         return {"reproduced": yes, "opposite": no, "inconclusive": "undecided"}[verdict(found[name]["ci_low"], found[name]["ci_high"], sign)]
     hacks = {"reduced": [], "made worse": [], "undecided": []}
     for name, sign in shared.items():
-        hacks[word(name, -sign, "reduced", "made worse")].append(told(name, found[name]))
+        hacks[word(name, -sign, "reduced", "made worse")].append(name.replace("_", " "))
     listed = "; ".join(f"{kind}: {', '.join(items) or 'none'}" for kind, items in hacks.items())
-    return (f"{subject}: {told('gold', found['gold'])}, {word('gold', 1, 'higher', 'lower')}; "
+    without = " (no interval: one seed of something)" if found["gold"]["ci_low"] is None else ""
+    return (f"{subject}{without}: gold {word('gold', 1, 'higher', 'lower')}; "
             + (f"shared hacks {listed}." if shared else "no hack is shared beyond chance."))
 
 
@@ -169,8 +166,8 @@ def swept(grid, shared, name, proxy, kinds):
         found["chosen"][kind], found["changes"][kind] = chosen, changes(penalised, plain(grid, of_kind(kind)), grid.sizes)
         print(f"{name}: {KINDS[kind]}, {len(WEIGHTS)} weights", flush=True)
     even, odd = found["chosen"]["pretrain"]
-    subject = f"pretrain ensemble without -> with a penalty on the {name} (weight {even:g} on even posts, {odd:g} on odd ones, each chosen for gold on the others"
-    return found, sentence(f"{subject}; {EVERYTHING})", found["changes"]["pretrain"], shared)
+    subject = f"pretrain ensemble without -> with a penalty on the {name} (weight {even:g} on even posts, {odd:g} on odd ones, each chosen for gold on the others)"
+    return found, sentence(subject, found["changes"]["pretrain"], shared)
 
 
 def mahalanobis(states, known, ridge=RIDGE):
@@ -262,7 +259,7 @@ def members(grid, shared, out):
         rows = [means(plain(grid, lambda draw: [tuple(order[way][:size]) for order in orders]), grid.sizes) for size in sizes]
         found["curves"][way] = {"x": [str(size) for size in sizes], **{name: [row[name] for row in rows] for name in QUANTITIES}}
     found["changes"] = {"pretrain": changes(plain(grid, of_kind("all")), plain(grid, of_kind("pretrain")), grid.sizes)}
-    return found, sentence(f"pretrain ensemble, members {P} -> {P * F}: 1 -> {F} of each pretraining ({EVERYTHING})", found["changes"]["pretrain"], shared)
+    return found, sentence(f"pretrain ensemble, members {P} -> {P * F}: 1 -> {F} of each pretraining", found["changes"]["pretrain"], shared)
 
 
 def more_data(name, grid, shared, out):
@@ -274,7 +271,7 @@ def more_data(name, grid, shared, out):
     ends = [measure(Pipeline(replace(s, **{name: value}), device, stages, lambda text: None)) for value in (worse, better)]
     before, after = (plain(end, of_kind("pretrain")) for end in ends)
     found = {"values": [worse, better], "changes": {"pretrain": changes(after, before, grid.sizes)}}
-    return found, sentence(f"pretrain ensemble, {name} {worse:g} -> {better:g} ({EVERYTHING})", found["changes"]["pretrain"], shared)
+    return found, sentence(f"pretrain ensemble, {name} {worse:g} -> {better:g}", found["changes"]["pretrain"], shared)
 
 
 METHODS = {"distance": distance, "uwo": uwo, "averaged": averaged, "members": members, "pairs": partial(more_data, "pairs"),
@@ -317,7 +314,7 @@ def work(settings, device, out, names):
     grid = measure(Pipeline(settings, device, Cache(out / "cache", device)))
     compared = rounded(reference(grid))
     shared = compared["shared"]
-    plainly = sentence(f"plain mean, one reward model -> pretrain ensemble ({EVERYTHING})", compared["changes"], shared)
+    plainly = sentence("one reward model -> pretrain ensemble", compared["changes"], shared)
     code = hashlib.sha256(code_of("experiments/beyond.py").encode()).hexdigest()[:12]        # edited, the file has nothing to keep
     results = {"version": VERSION, "settings": json.loads(to_json(asdict(settings))), "code": code, "reference": compared, "sentences": {"plain": plainly}}
     kept = json.loads(path.read_text()) if path.exists() else {}

@@ -158,9 +158,8 @@ def sweep_section(r, name):
 
 
 def beyond_section(r):
-    """What each method of beyond.py changes in the picks of the pretrain ensemble: a table, and one computed sentence each."""
-    beyond, shared = r["beyond"], r["beyond"]["reference"]["shared"]
-    names, rows, lines = ["gold", *shared], [], []
+    """What each method of beyond.py changes in the picks of the pretrain ensemble: a table, and its computed sentence."""
+    beyond, names = r["beyond"], ["gold", *r["beyond"]["reference"]["shared"]]
 
     def cell(change):
         if change["ci_low"] is None:
@@ -168,22 +167,10 @@ def beyond_section(r):
         mark = "?" if change["ci_low"] <= 0 <= change["ci_high"] else "up" if change["estimate"] > 0 else "down"
         return f"{change['before']:.2f} -> {change['after']:.2f} [{change['ci_low']:+.2f}, {change['ci_high']:+.2f}] {mark}"
 
-    def among(change, signs, side):
-        """Names whose interval lies on that side of zero, by their signs."""
-        beyond_zero = lambda name: change[name]["ci_low"] is not None and not change[name]["ci_low"] <= 0 <= change[name]["ci_high"]
-        return ", ".join(name for name, sign in signs.items() if beyond_zero(name) and change[name]["estimate"] * sign * side > 0) or "none"
-
-    for method in beyond["sentences"]:
-        change = beyond["reference"]["changes"] if method == "plain" else beyond[method]["changes"]["pretrain"]
-        rows.append([method, *[cell(change[name]) for name in names]])
-        lines.append(f"- **{method}** ({BEYOND[method]}): shared hacks reduced beyond chance: {among(change, shared, -1)}; made worse: {among(change, shared, 1)}; "
-                     f"gold {cell(change['gold']).split()[-1].replace('?', 'undecided')}.")
-    return table(["best of n by the pretrain ensemble", *names], rows) + "\n\n" + "\n".join(lines)
-
-
-BEYOND = {"plain": "the comparison: one reward model -> pretrain ensemble", "distance": "a penalty on the distance from its own training data",
-          "uwo": "a penalty on the members' variance", "averaged": "one reward model with the mean of the members' weights", "members": "five -> all reward models",
-          "pairs": "few preferences -> many", "flipped": "noisy labels -> none turned round"}
+    changes = {"plain": beyond["reference"]["changes"], **{method: beyond[method]["changes"]["pretrain"] for method in beyond["sentences"] if method != "plain"}}
+    rows = [[method, *[cell(change[name]) for name in names]] for method, change in changes.items()]
+    sentences = [f"- **{method}**: {sentence}" for method, sentence in beyond["sentences"].items()]
+    return table(["best of n by the pretrain ensemble", *names], rows) + "\n\n" + "\n".join(sentences)
 
 
 def texts_section(r):

@@ -120,7 +120,7 @@ def test_from_the_command_line(tmp_path, capsys):
     results, said = json.loads((tmp_path / "beyond.json").read_text(), parse_constant=refuse), capsys.readouterr().out
     assert list(results["sentences"]) == ["plain", "distance", "averaged", "uwo", "members"]
     for name in ("distance", "averaged", "uwo", "members"):
-        assert results["sentences"][name] and f"**{name}**" in said and "curves" in results[name] and (tmp_path / f"beyond-{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert results["sentences"][name] in said and "curves" in results[name] and (tmp_path / f"beyond-{name}.png").read_bytes().startswith(b"\x89PNG")
     assert run("members", "--n", "3") == 0
     assert list(json.loads((tmp_path / "beyond.json").read_text())["sentences"]) == ["plain", "members"], "results of other settings side by side"
 
