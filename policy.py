@@ -11,6 +11,10 @@ B rows, T positions, D width, V words.
 
 Every parameter may carry one extra leading axis of M members. The forward pass is written so that
 both cases are the same lines, which is all that ensemble.py needs to run M models at once.
+
+Three ideas make it fast, and change no result (experiments/speed.py has what each gives): PAD is not
+computed (`real`), the last layer computes only the states that are read (`wanted`), and a prompt is
+read once for all responses to it (`Past`).
 """
 from dataclasses import dataclass
 import math
@@ -73,6 +77,44 @@ def norm(x):
     return F.layer_norm(x, x.shape[-1:])
 
 
+def unpack(x, at, places):
+    """Tokens x (..., N, D) -> (..., places, D): token i at place at[i], zeros elsewhere. Without `at` there are no gaps."""
+    return x if at is None else x.new_zeros(*x.shape[:-2], places, x.shape[-1]).index_copy_(-2, at, x)
+
+
+def pack(x, at):
+    """The way back: (..., places, D) -> (..., N, D)."""
+    return x if at is None else x.index_select(-2, at)
+
+
+class Past:
+    """What a batch of rows has read before, in keys and values: its prompts, each read once for the n rows that follow it,
+    and, after `make_room`, the rows' own `length` tokens so far.
+
+    prompts: for each layer (keys, values), both (heads, M * prompts, P, D/heads). own: for each layer one
+    (2, room, heads, rows, D/heads); time comes first, so that writing a token and dropping a row touch little memory."""
+
+    def __init__(self, prompts):
+        self.prompts, self.own, self.length = prompts, None, 0
+
+    def make_room(self, rows, room):
+        self.prompts = [(k.contiguous(), v.contiguous()) for k, v in self.prompts]       # to be read again for each new token
+        self.own = [k.new_empty(2, room, len(k), rows, k.shape[-1]) for k, _ in self.prompts]
+
+    def append(self, layer, k, v):
+        """Keep one more token's keys and values (heads, rows, 1, D/heads) -> those of the rows' own tokens so far."""
+        self.own[layer][:, self.length] = torch.stack([k, v])[..., 0, :]
+        return self.own[layer][:, :self.length + 1].permute(0, 2, 3, 1, 4)
+
+    def drop(self, prompts, rows):
+        """Keep only the prompts and the rows of these indices."""
+        if len(prompts) < self.prompts[0][0].shape[1]:
+            self.prompts = [(k.index_select(1, prompts), v.index_select(1, prompts)) for k, v in self.prompts]
+        for layer, old in enumerate(self.own):
+            self.own[layer] = old.new_empty(*old.shape[:3], len(rows), old.shape[4])
+            self.own[layer][:, :self.length] = old[:, :self.length].index_select(3, rows)
+
+
 class Block(nn.Module):
     """Pre-norm: x + attention(norm(x)), then x + mlp(norm(x))."""
 
@@ -85,27 +127,46 @@ class Block(nn.Module):
         self.up = Linear(width, 4 * width, generator)
         self.down = Linear(4 * width, width, generator, residual_gain)
 
-    def attention(self, x, T, cache, start):
-        """(..., B*T, D) -> the same shape. `cache` is None, or the (2, B, heads, context, D/heads) keys and values of which
-        the first `start` positions are filled."""
-        # One row of the product below per (member, sequence, head): members are simply more rows.
-        q, k, v = self.qkv(x).view(-1, T, 3, self.heads, x.shape[-1] // self.heads).permute(2, 0, 3, 1, 4)
-        if cache is not None:
-            cache[0, :, :, start:start + T], cache[1, :, :, start:start + T] = k, v
-            k, v = cache[:, :, :, :start + T]
-        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)            # (rows, heads, T, start + T)
-        if T > 1:                        # position start + i sees itself and what came before it
-            future = torch.ones(T, start + T, dtype=torch.bool, device=x.device).triu(start + 1)
+    def attention(self, q, k, v, prompts=None):
+        """Every token's mix of the values before it: q (heads, rows, T, D/heads); k, v the same, with what came before those T
+        tokens in front -> (rows, T, D). prompts: the keys and values that rows have in common, as in Past."""
+        heads, rows, T, size = q.shape
+        q = q * size ** -0.5
+        scores = q @ k.transpose(-1, -2)
+        if T > 1:
+            future = torch.ones(T, k.shape[2], dtype=torch.bool, device=q.device).triu(1 + k.shape[2] - T)
             scores = scores.masked_fill(future, -torch.inf)
-        return self.out((scores.softmax(-1) @ v).transpose(1, 2).reshape(x.shape))
+        if prompts is None:
+            mix = scores.softmax(-1) @ v
+        else:                               # the n rows of a prompt stand together: one product with its keys serves them all
+            keys, values = prompts
+            together = lambda x: x.reshape(heads, keys.shape[1], -1, x.shape[-1])
+            of_prompt = (together(q) @ keys.transpose(-1, -2)).view(heads, rows, T, -1)
+            weights, P = torch.cat([of_prompt, scores], -1).softmax(-1), keys.shape[2]
+            mix = (together(weights[..., :P]) @ values).view(q.shape) + weights[..., P:] @ v
+        return mix.permute(1, 2, 0, 3).reshape(rows, T, heads * size)
 
-    def forward(self, x, T, cache=None, start=0):
-        x = x + self.attention(norm(x), T, cache, start)
-        return x + self.down(self.up(norm(x)).relu())
+    def forward(self, x, layer, shape, at, read=None, past=None, keep=None):
+        """x (..., N, D), a row for every real token -> the same, or only the rows to be read. The tokens stand at the places `at`
+        of a (B, T) grid, `shape`. read: (indices of those rows, the first column with one, their places in the grid from there on).
+        past: what was read before; keep: a list to which (keys, values) go."""
+        grid = unpack(self.qkv(norm(x)), at, shape[0] * shape[1])
+        # One row of the products per (head, member, sequence): members are simply more rows.
+        q, k, v = grid.view(-1, shape[1], 3, self.heads, x.shape[-1] // self.heads).permute(2, 3, 0, 1, 4)
+        if keep is not None:
+            keep.append((k, v))
+        if past and past.own:
+            k, v = past.append(layer, k, v)
+        if read is not None:
+            rows, first, at = read
+            x, q = pack(x, rows), q[:, :, first:]
+        mix = self.attention(q, k, v, past and past.prompts[layer]).view(*x.shape[:-2], -1, x.shape[-1])
+        x = x + self.out(pack(mix, at))
+        return x + self.down(self.up(norm(x)).relu_())
 
 
 class Transformer(nn.Module):
-    """Decoder-only transformer: tokens (B, T) -> final hidden states (B, T, D), or (M, B, T, D)."""
+    """Decoder-only transformer: tokens (B, T) -> final hidden states of N of them, (N, D) or (M, N, D)."""
 
     def __init__(self, config, generator):
         super().__init__()
@@ -116,22 +177,32 @@ class Transformer(nn.Module):
         self.position_embedding = nn.Parameter(torch.randn(config.context, config.width, generator=generator) * 0.3)
         self.blocks = nn.ModuleList(Block(config, generator) for _ in range(config.layers))
 
-    def new_cache(self, B):
-        """Room for the keys and values of B rows: one (2, B, heads, context, D/heads) tensor per layer."""
-        c = self.config
-        return [self.token_embedding.new_empty(2, B, c.heads, c.context, c.width // c.heads) for _ in self.blocks]
+    def forward(self, tokens, real=None, wanted=None, past=None, keep=None):
+        """tokens (B, T) -> (..., N, D), row by row. real, wanted (B, T), true where a token is to be computed at all (what stands
+        on its left must be, too), and where its state is read; left out, everywhere. past: what the rows have read before."""
+        start = past.prompts[0][0].shape[2] + past.length if past else 0
+        if start + tokens.shape[1] > self.config.context:
+            raise ValueError(f"tokens: {start + tokens.shape[1]} positions do not fit a context of {self.config.context}")
+        if real is None:
+            real = torch.ones_like(tokens, dtype=torch.bool)
+        longest, read = int(real.sum(1).max()), None
+        tokens, real = tokens[:, :longest], real[:, :longest]
+        at = None if real.all() else real.flatten().nonzero()[:, 0]
+        if wanted is not None:
+            wanted = wanted[:, :longest]
+            columns = wanted.any(0).nonzero()
+            first = int(columns[0]) if len(columns) else longest - 1
+            read = wanted[real].nonzero()[:, 0], first, wanted[:, first:].flatten().nonzero()[:, 0]
+        positions = torch.arange(start, start + tokens.shape[1], device=tokens.device).expand(tokens.shape)
+        x = self.token_embedding.index_select(-2, tokens[real]) + self.position_embedding.index_select(-2, positions[real])
+        for layer, block in enumerate(self.blocks):
+            x = block(x, layer, tokens.shape, at, read if block is self.blocks[-1] else None, past, keep)
+        return norm(x)
 
-    def forward(self, tokens, cache=None, start=0):
-        """tokens (B, T), which stand at positions start .. start + T - 1. With a cache they also see the
-        start positions before them, and leave their own keys and values there."""
-        B, T = tokens.shape
-        if start + T > self.config.context:
-            raise ValueError(f"tokens: {start + T} positions do not fit a context of {self.config.context}")
-        x = self.token_embedding.index_select(-2, tokens.flatten()).unflatten(-2, (B, T))
-        x = (x + self.position_embedding[..., None, start:start + T, :]).flatten(-3, -2)       # (..., B*T, D)
-        for i, block in enumerate(self.blocks):
-            x = block(x, T, cache[i] if cache else None, start)
-        return norm(x).unflatten(-2, (B, T))
+    def read(self, prompts, wanted):
+        """Read prompts (B, P) -> (the states wanted, the Past for what follows)."""
+        kept = []
+        return self(prompts, wanted=wanted, keep=kept), Past(kept)
 
 
 class LanguageModel(nn.Module):
@@ -144,26 +215,41 @@ class LanguageModel(nn.Module):
         self.trunk = Transformer(config, generator)
         self.head = Linear(config.width, config.vocab_size - 1, generator)
 
-    def logits(self, hidden):
-        return self.head(hidden.flatten(-3, -2)).unflatten(-2, hidden.shape[-3:-1])
-
-    def forward(self, tokens, cache=None, start=0):
-        return self.logits(self.trunk(tokens, cache, start))
+    def forward(self, tokens):
+        return self.head(self.trunk(tokens)).unflatten(-2, tokens.shape)
 
 
-def token_log_probs(logits, tokens, pad, temperature=1.0):
-    """log p(token) under softmax(logits / temperature): logits (B, T, V - 1), tokens (B, T) -> (B, T),
-    with 0 where the token is PAD."""
-    loss = F.cross_entropy(logits.flatten(0, 1) / temperature, tokens.flatten(), ignore_index=pad, reduction="none")
-    return -loss.view_as(tokens)
+def states_before(trunk, prompts, responses):
+    """The states that predict the response's tokens: prompts (B, P), responses (B, R) -> (N, D), a row for every token but PAD."""
+    tokens = torch.cat([prompts, responses], 1)
+    real = tokens[:, 1:] != trunk.config.pad              # true where a token follows: the last one predicts nothing
+    return trunk(tokens[:, :-1], real, real & (torch.arange(real.shape[1], device=real.device) >= prompts.shape[1] - 1))
+
+
+def token_log_probs(logits, tokens, temperature=1.0):
+    """log p(token) under softmax(logits / temperature): logits (N, V - 1), tokens (N,) -> (N,)."""
+    return -F.cross_entropy(logits / temperature, tokens, reduction="none")
+
+
+def spread(x, mask):
+    """x (N,) -> (B, R): its numbers in the true places of the mask, row by row, and 0 elsewhere."""
+    return x.new_zeros(mask.shape).masked_scatter(mask, x)
 
 
 def log_probs(model, prompts, responses, temperature=1.0):
     """log-probability of every response token: prompts (B, P), responses (B, R) -> (B, R), 0 at PAD.
     The distribution is exactly the one that `sample` draws from at that temperature."""
-    P = prompts.shape[1]
-    hidden = model.trunk(torch.cat([prompts, responses], 1))
-    return token_log_probs(model.logits(hidden[:, P - 1:-1]), responses, model.config.pad, temperature)
+    mask = responses != model.config.pad
+    logits = model.head(states_before(model.trunk, prompts, responses))
+    return spread(token_log_probs(logits, responses[mask], temperature), mask)
+
+
+def draw(logits, generator):
+    """One token from each softmax: logits (B, V) -> (B,). The first whose cumulated probability exceeds a uniform number: that
+    takes one random number for a row, where torch.multinomial takes V, and these were a sixth of the time of sampling."""
+    cumulated = logits.softmax(-1).cumsum(-1)
+    uniform = torch.rand(len(logits), 1, generator=generator, device=logits.device) * cumulated[:, -1:]
+    return torch.searchsorted(cumulated, uniform, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
 
 
 @torch.no_grad()
@@ -181,29 +267,31 @@ def sample(model, prompts, max_new_tokens, generator, n=1, temperature=1.0):
         raise ValueError(f"temperature: {temperature} is not above 0")
     if P + max_new_tokens > c.context:
         raise ValueError(f"prompts: {P} tokens and {max_new_tokens} new ones do not fit a context of {c.context}")
-    cache = model.trunk.new_cache(B)
-    logits = model(prompts, cache)[:, -1].repeat_interleave(n, 0)
-    cache = [layer.repeat_interleave(n, 1) for layer in cache]
+    last = torch.zeros_like(prompts, dtype=torch.bool)
+    last[:, -1] = True
+    state, past = model.trunk.read(prompts, last)
+    past.make_room(B * n, max_new_tokens)
+    logits = model.head(state).repeat_interleave(n, 0)
     responses = prompts.new_full((B * n, max_new_tokens), c.pad)
-    rows = torch.arange(B * n, device=prompts.device)            # the rows still in the batch ...
-    alive = torch.ones_like(rows, dtype=torch.bool)              # ... and which of them still write
-    for t in range(max_new_tokens):
-        token = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)[:, 0]
-        responses[rows, t] = torch.where(alive, token, c.pad)
+    rows = torch.arange(B * n, device=prompts.device).view(B, n)         # the rows still in the batch, by prompt ...
+    alive = torch.ones_like(rows, dtype=torch.bool)                      # ... and which of them still write
+    for past.length in range(max_new_tokens):
+        token = draw(logits / temperature, generator).view(alive.shape)
+        responses[rows[alive], past.length] = token[alive]
         alive = alive & (token != c.eos)
-        writing = int(alive.sum())
-        if writing == 0 or t == max_new_tokens - 1:
+        writing = alive.sum(1)
+        most, prompts_left = int(writing.max()), writing.nonzero()[:, 0]
+        if most == 0 or past.length == max_new_tokens - 1:
             break
-        if writing < 0.8 * len(rows):        # copying the cache pays once a fifth of its rows is idle
-            cache = [layer[:, alive] for layer in cache]
-            rows, token, alive = rows[alive], token[alive], alive[alive]
-        logits = model(token[:, None], cache, P + t)[:, -1]
+        token = token.flatten()
+        # Prompts keep equally many rows, so that these stay a block. Copying pays once a fifth is idle.
+        if len(prompts_left) * most < 0.8 * alive.numel():
+            first = alive[prompts_left].int().argsort(dim=1, descending=True, stable=True)[:, :most]     # those who write
+            kept = (prompts_left[:, None] * alive.shape[1] + first).flatten()
+            past.drop(prompts_left, kept)
+            rows, alive, token = rows.flatten()[kept].view(first.shape), alive.flatten()[kept].view(first.shape), token[kept]
+        logits = model.head(model.trunk(token[:, None], past=past))
     return responses
-
-
-def trim(tokens, pad):
-    """Drop the columns that are PAD in every row, at least one column staying: less to compute."""
-    return tokens[:, :max(1, int((tokens != pad).sum(1).max()))]
 
 
 def minibatches(rows, batch_size, steps, generator):
@@ -222,7 +310,7 @@ def minibatches(rows, batch_size, steps, generator):
 def train(model, loss_of, rows, config, seed, label):
     """The loop that language and reward models share: minimise loss_of(index of a minibatch) -> scalar, over `rows` rows of
     data in an order that `seed` sets. AdamW; linear warm-up, then a cosine to zero. Returns the loss of every step."""
-    optimizer = torch.optim.AdamW(model.parameters(), config.lr, betas=(0.9, 0.98), weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(model.parameters(), config.lr, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True)
     warm = max(1, round(config.warmup * config.steps))
     scale = lambda step: min((step + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * step / config.steps))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, scale)
@@ -247,7 +335,7 @@ def train_lm(model, texts, config, seed, prompt_length=1, label="language model"
         raise ValueError(f"prompt_length: {prompt_length} is not between 1 and the {texts.shape[1] - 1} tokens before a text's last")
 
     def loss_of(batch):
-        prompts, responses = trim(texts[batch.to(texts.device)], model.config.pad).tensor_split([prompt_length], 1)
+        prompts, responses = texts[batch.to(texts.device)].tensor_split([prompt_length], 1)
         return -log_probs(model, prompts, responses).sum() / (responses != model.config.pad).sum()
 
     return train(model, loss_of, len(texts), config, seed, label)

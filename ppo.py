@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from policy import Linear, log_probs, sample, token_log_probs, trim
+from policy import Linear, log_probs, sample, spread, states_before, token_log_probs
 
 
 @dataclass(frozen=True)
@@ -124,10 +124,9 @@ class ActorCritic(nn.Module):
 
     def forward(self, prompts, responses, temperature):
         """(B, P), (B, R) -> log-probs of the response's tokens and values of the states before them, (B, R) each."""
-        # The state before token t is the hidden state one position earlier: hence P - 1 and -1.
-        hidden = self.policy.trunk(torch.cat([prompts, responses], 1))[:, prompts.shape[1] - 1:-1]
-        values = self.value(hidden.flatten(0, 1)).view(responses.shape)
-        return token_log_probs(self.policy.logits(hidden), responses, self.policy.config.pad, temperature), values
+        mask, states = responses != self.policy.config.pad, states_before(self.policy.trunk, prompts, responses)
+        logp = token_log_probs(self.policy.head(states), responses[mask], temperature)
+        return spread(logp, mask), spread(self.value(states)[:, 0], mask)
 
 
 @torch.no_grad()
@@ -135,8 +134,9 @@ def rollout(model, reference, reward, prompts, config, generator):
     """One response to each prompt (B, P), and all that the update needs of it. Everything is (B, R) but
     prompts and scores (B,); mask is true on real tokens. The reward function is called here, once."""
     pad = model.policy.config.pad
-    responses = trim(sample(model.policy, prompts, config.max_new_tokens, generator, temperature=config.temperature), pad)
+    responses = sample(model.policy, prompts, config.max_new_tokens, generator, temperature=config.temperature)
     mask = responses != pad
+    responses, mask = (x[:, :int(mask.sum(1).max())] for x in (responses, mask))
     logp, values = model(prompts, responses, config.temperature)
     ref_logp = log_probs(reference, prompts, responses, config.temperature)
     scores = torch.as_tensor(reward(prompts, responses), dtype=logp.dtype, device=logp.device)
@@ -147,7 +147,7 @@ def rollout(model, reference, reward, prompts, config, generator):
     rewards = penalised_rewards(scores, logp - ref_logp, mask, config.beta)
     advantages, returns = gae(rewards, values, mask, config.gamma, config.lam)
     return {"prompts": prompts, "responses": responses, "mask": mask, "scores": scores, "logp": logp, "ref_logp": ref_logp,
-            "values": values * mask, "advantages": masked_whiten(advantages, mask), "returns": returns}
+            "values": values, "advantages": masked_whiten(advantages, mask), "returns": returns}
 
 
 def minibatch_loss(model, mb, config):
@@ -176,7 +176,7 @@ def ppo(policy, reward, prompts, config, gold=None, traits=None, label="ppo"):
     model = ActorCritic(policy).to(device)
     reference = copy.deepcopy(policy).requires_grad_(False)
     groups = [{"params": policy.parameters()}, {"params": model.value.parameters(), "lr": config.value_lr}]
-    optimizer = torch.optim.Adam(groups, config.lr, eps=1e-5)
+    optimizer = torch.optim.Adam(groups, config.lr, eps=1e-5, fused=True)
     generator = torch.Generator(device).manual_seed(config.seed)         # samples
     shuffle = torch.Generator().manual_seed(config.seed + 1)             # prompts and minibatches: other numbers than the samples'
     for update in tqdm(range(config.updates), label, leave=False, disable=None):

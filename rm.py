@@ -14,11 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from policy import Linear, train, trim
+from policy import Linear, train
 
 
 class RewardModel(nn.Module):
-    """reward(prompts (B, P), responses (B, R)) -> (B,), or (M, B) if every parameter has M members.
+    """reward(prompts (B, P), responses (B * n, R)) -> (B * n,), or (M, B * n) if every parameter has M members. The n responses
+    to a prompt stand side by side, and it is read once for all of them.
 
     Starts from a copy of a *pretrained* trunk; finetune_seed draws the head."""
 
@@ -35,11 +36,17 @@ class RewardModel(nn.Module):
         self.to(trunk.token_embedding.device)
 
     def forward(self, prompts, responses):
-        tokens = torch.cat([prompts, responses], 1)
+        if len(responses) == len(prompts):
+            tokens, past = torch.cat([prompts, responses], 1), None
+        else:
+            tokens, past = responses, self.trunk.read(prompts, torch.zeros_like(prompts, dtype=torch.bool))[1]
         # subtle: the score sits on the last real token. A pad's hidden state has seen the whole text
         # too, so reading position -1 would run without an error and score something never trained.
-        last = (tokens != self.config.pad).sum(1) - 1
-        hidden = self.trunk(tokens)[..., torch.arange(len(tokens), device=tokens.device), last, :]
+        real = tokens != self.config.pad
+        last = real & ~F.pad(real[:, 1:], (0, 1))
+        hidden = self.trunk(tokens, real, last, past)
+        if hidden.shape[-2] != len(responses):
+            raise ValueError("responses: a row has no token, or a PAD before its end")
         return (self.head(hidden).squeeze(-1) - self.mean) / self.std
 
 
@@ -73,8 +80,8 @@ def train_rm(rm, prompts, chosen, rejected, config, seed, eta=0.01, label="rewar
 
     def loss_of(pairs):
         pairs = pairs.to(prompts.device)
-        both = trim(torch.cat([chosen[pairs], rejected[pairs]]), rm.config.pad)
-        return bradley_terry_loss(*rm(prompts[pairs].repeat(2, 1), both).chunk(2), eta)
+        both = torch.stack([chosen[pairs], rejected[pairs]], 1).flatten(0, 1)
+        return bradley_terry_loss(*rm(prompts[pairs], both).view(-1, 2).unbind(1), eta)
 
     return train(rm, loss_of, len(prompts), config, seed, label)
 
@@ -84,7 +91,7 @@ def train_pointwise(rm, prompts, responses, labels, config, seed, label="reward 
     Returns the loss of every step, in nats per response."""
     def loss_of(rows):
         rows = rows.to(prompts.device)
-        return pointwise_loss(rm(prompts[rows], trim(responses[rows], rm.config.pad)), labels[rows])
+        return pointwise_loss(rm(prompts[rows], responses[rows]), labels[rows])
 
     return train(rm, loss_of, len(prompts), config, seed, label)
 

@@ -37,7 +37,6 @@ from ensemble import Ensemble, groups
 from figures import COLOURS, write_figure
 from overopt import check, exit_status, parse, pick_device, prepare
 from pipeline import Pipeline, VALIDATION_PAIRS
-from policy import trim
 from report import KINDS, VERSION, beyond_section, sweep_table, table
 from rm import normalise
 from sweep import sweep
@@ -187,7 +186,7 @@ def last_states(rm, prompts, responses):
     states = []
     with rm.head.register_forward_pre_hook(lambda head, inputs: states.append(inputs[0])):
         for rows in torch.arange(len(prompts)).split(512):
-            rm(prompts[rows], trim(responses[rows], rm.config.pad))
+            rm(prompts[rows], responses[rows])
     return torch.cat(states)
 
 

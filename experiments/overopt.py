@@ -4,13 +4,18 @@
     python experiments/overopt.py --quick             # the same, small: a first look
     python experiments/overopt.py --task all          # for each of the three tasks, on the same pretrainings
     python experiments/overopt.py --kl-weights 0.01 0.1 1 --out runs/mine
+    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 experiments/overopt.py     # two processes share the work
 
 Pretrains language models, trains a grid of reward models (pretraining seeds x finetuning seeds), aligns a
 policy to one of them or to an ensemble, by best-of-n and by PPO, and measures the true reward. Writes
 results.json, timings.json, figures, scores-TASK.npz and a cache into --out; an interrupted run continues where it stopped.
 """
 import argparse
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import timedelta
+from functools import partial, partialmethod
+import os
 from pathlib import Path
 import platform
 import sys
@@ -20,6 +25,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))        # the five files li
 
 import numpy as np
 import torch
+import torch.distributed as dist
+from tqdm import tqdm
 
 from analysis import analyse, arrays
 from cache import Cache, rounded, to_json, write_whole
@@ -150,7 +157,27 @@ def pick_device(name):
         raise ValueError(f"--device: {name!r} is none of auto, cpu, cuda, mps")
     if not available[name]:
         raise ValueError(f"--device: {name} was asked for, but torch sees none on this machine")
+    if name == "cuda":
+        return torch.device(name, int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     return torch.device(name)
+
+
+@contextmanager
+def processes(device):
+    """Yields whether this process is the first, which alone reports. If torchrun started it, it joins the others; they share the
+    stages (Pipeline.share) through the cache, so --out must be a folder that all of them see."""
+    if not dist.is_torchelastic_launched():
+        yield True
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=1))       # some wait long
+    try:
+        if dist.get_rank():
+            tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)       # one bar is enough
+        yield dist.get_rank() == 0
+    finally:
+        dist.destroy_process_group()
 
 
 def members_of(seed, groups):
@@ -166,26 +193,29 @@ def run_task(pipeline, say):
     s, task = pipeline.s, pipeline.s.task
     rms, accuracies, rm_keys = pipeline.grid()
     say(f"{task}: validation accuracy of {len(rms)} reward models {np.mean(accuracies):.3f} +- {np.std(accuracies):.3f}")
-    bank, bank_key = pipeline.draw_bank()
+    (bank, bank_key), = pipeline.share("bank of samples", [pipeline.draw_bank])
     judged = pipeline.judge_bank(bank)
-    scores = pipeline.score_bank(f"scores-{task}", rms, rm_keys, bank, bank_key)
+    scores, = pipeline.share(f"{task}: scores", [partial(pipeline.score_bank, f"scores-{task}", rms, rm_keys, bank, bank_key)])
     say(f"{task}: drew {s.n} samples for each of {s.prompts} posts, scored by every reward model")
     control = None
     if task != "nli":        # whose raters see one writer: his lists tell nothing, so there is no correlation to take away
         controls, _, control_keys = pipeline.grid(list_gap=0.0)
-        control = pipeline.score_bank(f"control-{task}-scores", controls, control_keys, bank, bank_key)
+        control, = pipeline.share(f"{task}: scores without the correlation",
+                                  [partial(pipeline.score_bank, f"control-{task}-scores", controls, control_keys, bank, bank_key)])
         say(f"{task}: as many trained and scored without the spurious correlation (control arm)")
 
-    groups = ensemble.groups(s.pretrain_seeds, s.finetune_seeds)
-    runs = []
+    def ppo_run(kind, seed, beta, members):
+        value, key = pipeline.align(kind, seed, beta, [rms[m] for m in members], [rm_keys[m] for m in members], bank["posts"])
+        return value, pipeline.score_run(f"ppo-{task}-{kind}-{seed}-{beta}", value["responses"], key, rms, rm_keys, bank["posts"])
+
+    groups, runs = ensemble.groups(s.pretrain_seeds, s.finetune_seeds), []
     for beta in s.kl_weights:
-        for seed in s.ppo_seeds:
-            for kind, members in members_of(seed, groups).items():
-                value, key = pipeline.align(kind, seed, beta, [rms[m] for m in members], [rm_keys[m] for m in members], bank["posts"])
-                scored = pipeline.score_run(f"ppo-{task}-{kind}-{seed}-{beta}", value["responses"], key, rms, rm_keys, bank["posts"])
-                runs.append({"kind": kind, "seed": seed, "kl_weight": beta, "members": members, "scores": scored, "curve": value["curve"],
-                             "responses": value["responses"], "kl": value["kl"].cpu().double().numpy(),
-                             **pipeline.judge(bank["posts"], value["responses"])})
+        cases = [(kind, seed, beta, members) for seed in s.ppo_seeds for kind, members in members_of(seed, groups).items()]
+        values = pipeline.share(f"{task}: PPO runs with KL weight {beta}", [partial(ppo_run, *case) for case in cases])
+        for (kind, seed, _, members), (value, scored) in zip(cases, values):
+            runs.append({"kind": kind, "seed": seed, "kl_weight": beta, "members": members, "scores": scored, "curve": value["curve"],
+                         "responses": value["responses"], "kl": value["kl"].cpu().double().numpy(),
+                         **pipeline.judge(bank["posts"], value["responses"])})
         golds = {kind: np.mean([r["gold"].mean() for r in runs if (r["kind"], r["kl_weight"]) == (kind, beta)]) for kind in groups}
         say(f"{task}: PPO with KL weight {beta}: gold " + ", ".join(f"{KINDS[kind]} {value:.2f}" for kind, value in golds.items())
             + f" (SFT {judged['gold'].mean():.2f})")
@@ -194,27 +224,27 @@ def run_task(pipeline, say):
     return {**findings, "claims": claims_table(data, task)}, data
 
 
-def run(settings, device, out):
-    """Everything, from pretraining to findings -> (results, the cache). Prints a line for each part, leaves scores-TASK.npz."""
+def run(settings, device, out, first=True):
+    """Everything, from pretraining to findings -> (results, the cache). The first process prints a line for each part, and leaves
+    scores-TASK.npz."""
     s, start = settings, time.perf_counter()
     cache = Cache(out / "cache", device)
 
     def say(text):
-        print(f"[{time.perf_counter() - start:4.0f} s] {text}", flush=True)
+        if first:
+            print(f"[{time.perf_counter() - start:4.0f} s] {text}", flush=True)
 
     say(f"on {hardware(device)}, into {out}")
     pipelines = [Pipeline(replace(s, task=task), device, cache, say) for task in (world.TASKS if s.task == "all" else [s.task])]
-    for p in range(s.pretrain_seeds):
-        pipelines[0].pretrain(p)
-        say(f"language model {p + 1} of {s.pretrain_seeds} + 1 is pretrained")
-    pipelines[0].finetune_policy()
-    say("the last one is pretrained, and finetuned as the policy (SFT)")
+    pipelines[0].share("pretrained language models", [partial(pipelines[0].pretrain, p) for p in ("policy", *range(s.pretrain_seeds))])
+    pipelines[0].share("policy finetuned (SFT)", [pipelines[0].finetune_policy])
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
     results = {"version": VERSION, "settings": asdict(s), "device": device.type, "versions": versions, "tasks": {}, "claims": []}
     for pipeline in pipelines:
         findings, data = run_task(pipeline, say)
         data["settings"] = np.array(to_json(results["settings"]))
-        write_whole(out / f"scores-{pipeline.s.task}.npz", lambda file: np.savez(file, **data))
+        if first:
+            write_whole(out / f"scores-{pipeline.s.task}.npz", lambda file: np.savez(file, **data))
         results["claims"] += rounded(findings.pop("claims"))
         results["tasks"][pipeline.s.task] = findings
     return results, cache
@@ -225,7 +255,7 @@ def prepare(out):
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_whole(out / ".writable", lambda file: None)
-        (out / ".writable").unlink()
+        (out / ".writable").unlink(missing_ok=True)
     except OSError as error:
         why = "it is a file" if out.is_file() else error.strerror
         raise ValueError(f"--out: cannot write into {out} ({why})") from None
@@ -260,7 +290,10 @@ def main(argv=None):
     def work():
         check(settings)
         device, start = pick_device(device_name), time.perf_counter()
-        results, cache = run(settings, device, prepare(out))
+        with processes(device) as first:
+            results, cache = run(settings, device, prepare(out), first)
+        if not first:
+            return
         write_whole(out / "results.json", lambda file: file.write(to_json(results)))
         draw_figures(results, out)
         timings = {"seed": settings.seed, "task": settings.task, "stages": cache.seconds, "total": sum(cache.seconds.values()), "this_run": time.perf_counter() - start,

@@ -3,6 +3,7 @@ from functools import partial
 import hashlib
 
 import torch
+import torch.distributed as dist
 from tqdm import tqdm
 
 from cache import code_of, fingerprint
@@ -36,6 +37,18 @@ class Pipeline:
         """Run or read a stage that depends on the settings in the string `needs` and on `more` (keys, code)."""
         inputs = {key: getattr(self.s, key) for key in needs.split()}
         return self.cache(name, [inputs, self.device.type, torch.__version__, fingerprint(compute), *more], compute)
+
+    def share(self, what, jobs):
+        """The values of independent stages. Under torchrun every process computes its part of them and finds the others' in the
+        cache: nothing but files goes between them, so the results are those of one process."""
+        rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        for done, job in enumerate(jobs[rank::size], 1):
+            job()
+            if done % 5 == 0 or done * size >= len(jobs):
+                self.say(f"{what}: {min(done * size, len(jobs))} of {len(jobs)}")
+        if size > 1:
+            dist.barrier()
+        return [job() for job in jobs]
 
     def language_model(self, width, state=None, seed=0):
         config = Config(world.VOCAB_SIZE, world.PROMPT_LENGTH + world.RESPONSE_LENGTH, width, self.s.layers, self.s.heads)
@@ -126,11 +139,9 @@ class Pipeline:
         sft, sft_key = self.finetune_policy()
         training = self.judgements(self.s.pairs, "training pairs", list_gap)
         validation = self.judgements(VALIDATION_PAIRS, "validation pairs", list_gap)
-        trained, F = [], self.s.finetune_seeds
-        for p in range(self.s.pretrain_seeds):
-            trained += [self.train_reward_model(p, f, training, validation, sft, sft_key, list_gap) for f in range(F)]
-            self.say(f"{self.s.task}: {len(trained)} of {F * self.s.pretrain_seeds} reward models trained"
-                     + ("" if list_gap is None else f", with list gap {list_gap:g}"))
+        jobs = [partial(self.train_reward_model, p, f, training, validation, sft, sft_key, list_gap)
+                for p in range(self.s.pretrain_seeds) for f in range(self.s.finetune_seeds)]
+        trained = self.share(f"{self.s.task}: reward models" + ("" if list_gap is None else f" with list gap {list_gap:g}"), jobs)
         values, keys = zip(*trained)
         return [self.reward_model(value["state"]) for value in values], [value["accuracy"] for value in values], list(keys)
 
@@ -162,10 +173,10 @@ class Pipeline:
     def score_bank(self, name, rms, rm_keys, bank, bank_key):
         """Rewards of the bank's responses by some RMs: (M, posts, n)."""
         def compute():
-            posts, ensemble = bank["posts"].repeat_interleave(self.s.n, 0), Ensemble(rms)
-            chunks = tqdm(torch.arange(len(posts)).split(2048), f"scoring the bank: {name}", leave=False, disable=None)
-            scores = [ensemble.scores(posts[rows], bank["responses"][rows]) for rows in chunks]
-            return torch.cat(scores, 1).view(len(rms), -1, self.s.n)
+            ensemble, step = Ensemble(rms), max(1, 2048 // self.s.n)        # posts
+            chunks = zip(bank["posts"].split(step), bank["responses"].split(step * self.s.n))
+            chunks = tqdm(list(chunks), f"scoring the bank: {name}", leave=False, disable=None)
+            return torch.cat([ensemble.scores(*chunk) for chunk in chunks], 1).view(len(rms), -1, self.s.n)
         return self.stage(name, "", compute, rm_keys, bank_key, SCORE_CODE)[0].cpu().double().numpy()
 
     # ----- PPO ------------------------------------------------------------------------------------

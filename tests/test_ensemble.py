@@ -33,11 +33,23 @@ def test_batched_scores_equal_the_loop(rms, prompts, responses, dtype, tolerance
 
 
 @pytest.mark.parametrize("rows", [1, 12, 300])
-def test_scores_keep_the_order_of_the_rows(rms, prompts, responses, rows):
-    """Rows sorted by length, scored in chunks, and not put back; few rows and many take different ways."""
+def test_scores_equal_the_loop(rms, prompts, responses, rows):
+    """Chunks put together in another order; few rows and many take different ways."""
     prompts, responses = prompts.repeat(25, 1)[:rows], responses.repeat(25, 1)[:rows]
     loop = torch.stack([rm(prompts, responses) for rm in rms]).detach()
     torch.testing.assert_close(Ensemble(rms).scores(prompts, responses), loop, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("prompt_count", [3, 200])
+def test_a_prompt_read_once_gives_the_same_scores(rms, prompts, responses, prompt_count):
+    """A response scored after another prompt than its own, in the loop, in the batched form, or at a chunk's border."""
+    prompts = prompts.repeat(20, 1)[:prompt_count]
+    responses = responses.repeat(100, 1)[:prompt_count * 4]
+    ensemble = Ensemble([rm.double() for rm in rms])
+    plain = ensemble.one_by_one(prompts.repeat_interleave(4, 0), responses).detach()
+    for shared in (ensemble.one_by_one(prompts, responses), ensemble.batched(prompts, responses), ensemble.scores(prompts, responses)):
+        torch.testing.assert_close(shared.detach(), plain, atol=1e-10, rtol=0)
+    assert plain[0].std() > 0.1
 
 
 def test_batched_gradients_equal_the_loop(rms, prompts, responses):

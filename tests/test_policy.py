@@ -14,10 +14,16 @@ def rng(seed=0):
 
 def test_attention_is_the_librarys(model):
     """Heads mixed up, a wrong scale or a wrong mask: our attention by hand against torch's own."""
-    block, x = model.trunk.blocks[0], torch.randn(3 * 7, 16, generator=rng())
-    q, k, v = (part.view(3, 7, 2, 8).transpose(1, 2) for part in block.qkv(x).chunk(3, -1))      # (B, heads, T, D / heads)
-    mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(3 * 7, 16)
-    torch.testing.assert_close(block.attention(x, 7, None, 0), block.out(mixed))
+    q, k, v = torch.randn(3, 2, 6, 7, 8, generator=rng())                                        # (heads, rows, T, D / heads) each
+    expected = F.scaled_dot_product_attention(q, k, v, is_causal=True).permute(1, 2, 0, 3).reshape(6, 7, 16)
+    attention = model.trunk.blocks[0].attention
+    torch.testing.assert_close(attention(q, k, v), expected)
+    torch.testing.assert_close(attention(q[:, :, 4:], k, v), expected[:, 4:])                    # the last positions alone
+    # the first four tokens as a prompt that rows have in common, three rows each
+    keys, values = (x[:, ::3, :4] for x in (k, v))
+    k, v = (torch.cat([x.repeat_interleave(3, 1), y[:, :, 4:]], 2) for x, y in ((keys, k), (values, v)))
+    expected = F.scaled_dot_product_attention(q, k, v, is_causal=True).permute(1, 2, 0, 3).reshape(6, 7, 16)
+    torch.testing.assert_close(attention(q[:, :, 4:], k[:, :, 4:], v[:, :, 4:], (keys, values)), expected[:, 4:])
 
 
 def test_causality(model):
@@ -29,14 +35,47 @@ def test_causality(model):
     assert moved[:, :5].max() < 1e-5 < 1e-3 < moved[:, 5:].min()
 
 
-def test_cached_forward_equals_full_forward(model):
-    """A cache written or read one place off, for one new token and for several at once."""
-    tokens = torch.randint(8, (3, 9), generator=rng())
-    cache, pieces, start = model.trunk.new_cache(3), [], 0
-    for T in (4, 1, 3, 1):
-        pieces.append(model(tokens[:, start:start + T], cache, start))
-        start += T
-    torch.testing.assert_close(torch.cat(pieces, 1), model(tokens), atol=1e-5, rtol=1e-5)
+def test_steps_equal_the_full_forward(model, prompts):
+    """Keys and values written or read one place off; a row that gets another's, or another prompt's, when some leave."""
+    model.double()
+    rows, new = torch.arange(24), torch.randint(8, (24, 5), generator=rng())                     # two rows for each prompt
+    full = model(torch.cat([prompts.repeat_interleave(2, 0), new], 1))
+    past = model.trunk.read(prompts, torch.zeros_like(prompts, dtype=torch.bool))[1]
+    past.make_room(24, 5)
+    for past.length in range(5):
+        if past.length == 2:                                 # prompts 0 and 5 leave, and of all others the second row
+            kept_prompts, rows = torch.tensor([1, 2, 3, 4, 6, 7, 8, 9, 10, 11]), torch.tensor([2, 4, 6, 8, 12, 14, 16, 18, 20, 22])
+            past.drop(kept_prompts, rows)
+        step = model.head(model.trunk(new[rows, past.length, None], past=past))
+        torch.testing.assert_close(step, full[rows, 4 + past.length], atol=1e-10, rtol=0)
+
+
+def test_only_what_is_wanted_is_the_same(model, prompts, responses):
+    """Without pads, without the states that nobody reads, or after a prompt that was read for several rows: all as in the plain
+    forward pass, in float64 to 1e-10."""
+    model.double()
+    tokens = torch.cat([prompts, responses], 1)
+    plain, real = model.trunk(tokens).view(12, 10, 16), tokens != 9
+    assert not real.all()
+    for wanted in (real, real & (torch.arange(10) >= 5), real & (tokens == 8), real & (torch.rand(12, 10, generator=rng()) < 0.3)):
+        torch.testing.assert_close(model.trunk(tokens, real, wanted), plain[wanted], atol=1e-10, rtol=0)
+    torch.testing.assert_close(model.trunk(tokens, real), plain[real], atol=1e-10, rtol=0)
+    past = model.trunk.read(prompts[::4], torch.zeros_like(prompts[::4], dtype=torch.bool))[1]
+    plain = model.trunk(torch.cat([prompts[::4].repeat_interleave(4, 0), responses], 1)).view(12, 10, 16)[:, 4:]
+    torch.testing.assert_close(model.trunk(responses, responses != 9, past=past), plain[responses != 9], atol=1e-10, rtol=0)
+
+
+def test_pads_change_no_gradient(model, prompts, responses):
+    """A gradient that the packing loses, or that a pad brings."""
+    model.double()
+    (log_probs(model, prompts, responses) * torch.arange(6)).sum().backward()
+    packed = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    before = model(torch.cat([prompts, responses], 1))[:, 3:-1].log_softmax(-1)
+    plain = before.gather(2, responses.clamp(max=8)[..., None])[..., 0].where(responses != 9, 0.0)
+    (plain * torch.arange(6)).sum().backward()
+    for gradient, parameter in zip(packed, model.parameters()):
+        torch.testing.assert_close(gradient, parameter.grad, atol=1e-10, rtol=0)
 
 
 def test_samples_follow_the_scored_distribution():

@@ -88,8 +88,8 @@ def test_rollout_and_update_see_one_policy(model, prompts):
     batch = rollout(actor, copy.deepcopy(model), share_of_3, prompts.repeat(100, 1), SMALL, torch.Generator().manual_seed(0))
     _, statistics = minibatch_loss(actor, batch, SMALL)
     assert statistics["ratio"].item() == pytest.approx(1, abs=1e-5) and statistics["clip_fraction"] == 0
-    hidden = model.trunk(torch.cat([batch["prompts"], batch["responses"]], 1))[:, batch["prompts"].shape[1] - 1:-1]
-    p = (model.logits(hidden) / SMALL.temperature).softmax(-1)
+    logits = model(torch.cat([batch["prompts"], batch["responses"]], 1))[:, batch["prompts"].shape[1] - 1:-1]
+    p = (logits / SMALL.temperature).softmax(-1)
     entropy = masked_mean(-(p * p.log()).sum(-1), batch["mask"]).item()
     assert masked_mean(-batch["logp"], batch["mask"]).item() == pytest.approx(entropy, abs=0.03)
     assert batch["mask"].sum(1).unique().numel() > 1                           # rows of different length

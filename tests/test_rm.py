@@ -25,10 +25,18 @@ def preference_for_token_3(pairs, seed):
 def test_last_real_token_is_scored(rm, prompts, responses):
     """The score read off a pad or the token before the last; or one that depends on how long the batch's longest row is."""
     texts = [torch.cat([prompt, response[response != 9]]) for prompt, response in zip(prompts, responses)]
-    unpadded = torch.cat([rm.head(rm.trunk(text[None])[:, -1])[0] for text in texts])
+    unpadded = torch.cat([rm.head(rm.trunk(text[None])[-1:])[0] for text in texts])
     for extra in (0, 5):
         wider = torch.cat([responses, torch.full((12, extra), 9)], 1)
         torch.testing.assert_close(rm(prompts, wider), unpadded, atol=1e-6, rtol=0)
+
+
+def test_a_response_without_a_token_is_refused(rm, prompts, responses):
+    """A row that has no last token, and whose neighbours' scores would all move up by one."""
+    responses = responses.repeat_interleave(2, 0)
+    responses[5] = 9
+    with pytest.raises(ValueError, match="^responses: a row has no token"):
+        rm(prompts, responses)
 
 
 def test_losses_by_hand():
