@@ -35,7 +35,7 @@ from cache import Cache, code_of, fingerprint, rounded, to_json, write_whole
 from claims import bootstrap, held_out_best, interval, verdict
 from ensemble import Ensemble, groups
 from figures import COLOURS, write_figure
-from overopt import check, exit_status, parse, pick_device, prepare
+from overopt import launch, parse, pick_device
 from pipeline import Pipeline, VALIDATION_PAIRS
 from report import KINDS, VERSION, beyond_section, sweep_table, table
 from rm import normalise
@@ -60,7 +60,7 @@ def measure(pipeline):
     """The Grid of a pipeline: reward models, and the bank with its scores, gold and traits."""
     s, (rms, _, keys), (bank, bank_key) = pipeline.s, pipeline.grid(), pipeline.draw_bank()
     judged = pipeline.judge_bank(bank)
-    scores = pipeline.score_bank(f"scores-{s.task}", rms, keys, bank, bank_key)
+    scores = pipeline.score_grid(f"scores-{s.task}", rms, keys, bank, bank_key)
     sizes = {"pretrain": s.pretrain_seeds, "finetune": s.finetune_seeds, "posts": s.prompts}
     values = np.stack([judged["gold"], *(judged["traits"][name] for name in QUANTITIES[1:])])
     return Grid(pipeline, rms, keys, bank, bank_key, sizes, scores.reshape(*sizes.values(), s.n), values)
@@ -263,11 +263,11 @@ def members(grid, shared, out):
 
 def more_data(name, grid, shared, out):
     """A sweep of sweep.py. The sentence compares its ends, from worse data to better: the same posts, pretrainings and finetuning seeds."""
-    s, device, stages = grid.pipeline.s, grid.pipeline.device, grid.pipeline.cache
-    found = sweep(name, s, device, out, stages)
+    s, device, stages, team = grid.pipeline.s, grid.pipeline.device, grid.pipeline.cache, grid.pipeline.team
+    found = sweep(name, s, device, out, stages, team)
     print(f"\n{sweep_table(found)}\n", flush=True)
     worse, better = sorted((found["values"][0], found["values"][-1]), reverse=name == "flipped")
-    ends = [measure(Pipeline(replace(s, **{name: value}), device, stages, lambda text: None)) for value in (worse, better)]
+    ends = [measure(Pipeline(replace(s, **{name: value}), device, stages, lambda text: None, team)) for value in (worse, better)]
     before, after = (plain(end, of_kind("pretrain")) for end in ends)
     found = {"values": [worse, better], "changes": {"pretrain": changes(after, before, grid.sizes)}}
     return found, sentence(f"pretrain ensemble, {name} {worse:g} -> {better:g}", found["changes"]["pretrain"], shared)
@@ -300,17 +300,16 @@ def draw(found, compared):
     return figure
 
 
-def work(settings, device, out, names):
+def work(team, settings, device, out, names):
     """Measure the grid, then the named methods on it; beyond.json is whole after each."""
-    check(settings)
+    device, path = pick_device(device, team.rank), out / "beyond.json"
     for name in names:
         if name not in METHODS:
             raise ValueError(f"method: {name!r} is none of {', '.join(METHODS)}")
     if settings.task == "all":
         raise ValueError("--task: beyond.py takes one task at a time")
-    path = prepare(out) / "beyond.json"
     print(f"on a grid of reward models; what is not in {out / 'cache'} is trained first", flush=True)
-    grid = measure(Pipeline(settings, device, Cache(out / "cache", device)))
+    grid = measure(Pipeline(settings, device, Cache(out / "cache", device), team=team))
     compared = rounded(reference(grid))
     shared = compared["shared"]
     plainly = sentence("one reward model -> pretrain ensemble", compared["changes"], shared)
@@ -322,9 +321,11 @@ def work(settings, device, out, names):
     for name in names:
         found, results["sentences"][name] = METHODS[name](grid, shared, out)
         results[name] = rounded(found)
-        write_whole(path, lambda file: file.write(to_json(results)))
+        if team.rank == 0:
+            write_whole(path, lambda file: file.write(to_json(results)))
         if "curves" in found:
-            write_figure(draw(results[name], compared), out / f"beyond-{name}.png")
+            if team.rank == 0:
+                write_figure(draw(results[name], compared), out / f"beyond-{name}.png")
             print(f"\n{curves_table(results[name])}\n", flush=True)
     rows = [[label, *(compared[key][name] for name in QUANTITIES)] for key, label in {"sft": "SFT", **KINDS, "oracle": "the gold reward itself"}.items()]
     print(f"\n{table([f'best of {settings.n} by', *QUANTITIES], rows)}\n")
@@ -336,8 +337,8 @@ def main(argv=None):
     """The command line -> exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("methods", nargs="*", metavar="method", help=f"{', '.join(METHODS)} (default: all)")
-    settings, device, out, traceback, own = parse(argv, parser)
-    return exit_status(lambda: work(settings, pick_device(device), out, own["methods"] or list(METHODS)), traceback)
+    *common, own = parse(argv, parser)
+    return launch(work, *common, own["methods"] or list(METHODS))
 
 
 if __name__ == "__main__":

@@ -4,17 +4,15 @@
     python experiments/overopt.py --quick             # the same, small: a first look
     python experiments/overopt.py --task all          # for each of the three tasks, on the same pretrainings
     python experiments/overopt.py --kl-weights 0.01 0.1 1 --out runs/mine
-    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 experiments/overopt.py     # two processes share the work
+    torchrun --nproc-per-node 2 experiments/overopt.py     # processes of PyTorch's launcher, here or on several machines
 
 Pretrains language models, trains a grid of reward models (pretraining seeds x finetuning seeds), aligns a
 policy to one of them or to an ensemble, by best-of-n and by PPO, and measures the true reward. Writes
 results.json, timings.json, figures, scores-TASK.npz and a cache into --out; an interrupted run continues where it stopped.
 """
 import argparse
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
-from datetime import timedelta
-from functools import partial, partialmethod
+from functools import partial
 import os
 from pathlib import Path
 import platform
@@ -25,8 +23,6 @@ sys.path.insert(0, str(Path(__file__).parent.parent))        # the five files li
 
 import numpy as np
 import torch
-import torch.distributed as dist
-from tqdm import tqdm
 
 from analysis import analyse, arrays
 from cache import Cache, rounded, to_json, write_whole
@@ -35,9 +31,11 @@ import ensemble
 from ensemble import AGGREGATORS, aggregate
 from figures import draw_figures
 from pipeline import Pipeline
+from processes import together
 from report import KINDS, VERSION, report
 import world
 
+MOST_PROCESSES = 4          # unless more are asked for: each takes up to a gigabyte of memory
 SIZES = {"small": 32, "medium": 64, "large": 128}        # widths of the reward models
 
 
@@ -125,12 +123,14 @@ def flag(name):
 
 
 def parse(argv, parser=None):
-    """Command line -> (Settings, device, out folder, traceback?, a dict of the rest). Flags come from the fields of Settings and
+    """Command line -> (Settings, device, out folder, processes, traceback?, a dict of the rest). Flags come from the fields of Settings and
     nowhere else; another script that takes them too gives a parser with its own arguments: the rest."""
     parser = parser or argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="everything, small: other defaults, where two are given")
     parser.add_argument("--size", choices=SIZES, help=f"of the reward models: --rm-width {', '.join(f'{w} ({name})' for name, w in SIZES.items())}")
     parser.add_argument("--device", default="auto", help="auto (cuda if there is one, else cpu), cpu, cuda or mps")
+    parser.add_argument("--processes", type=int, help="how many share the work, a thread each; the results are the same "
+                        f"(default: one for each core, at most {MOST_PROCESSES}; one on a GPU)")
     parser.add_argument("--traceback", action="store_true", help="on an error show where in the code it arose")
     parser.add_argument("--out", type=Path, help="folder for results, figures and cache (default runs/overopt, or runs/quick)")
     for f in fields(Settings):
@@ -140,16 +140,17 @@ def parse(argv, parser=None):
         parser.add_argument(flag(f.name), type=type(f.default[0] if many else f.default), nargs="*" if many else None,
                             default=argparse.SUPPRESS, help=f"{f.metadata['help']} ({default})")
     given = vars(parser.parse_args(argv))
-    quick, size, device, out, traceback = (given.pop(name) for name in ("quick", "size", "device", "out", "traceback"))
+    quick, size, device, out, processes, traceback = (given.pop(name) for name in ("quick", "size", "device", "out", "processes", "traceback"))
     if size:
         given.setdefault("rm_width", SIZES[size])
     base = Settings(**{f.name: f.metadata["quick"] for f in fields(Settings)}) if quick else Settings()
     own = {name: given.pop(name) for name in given.keys() - asdict(base).keys()}
     settings = replace(base, **{name: tuple(x) if isinstance(x, list) else x for name, x in given.items()})
-    return settings, device, out or Path("runs") / ("quick" if quick else "overopt"), traceback, own
+    return settings, device, out or Path("runs") / ("quick" if quick else "overopt"), processes, traceback, own
 
 
-def pick_device(name):
+def pick_device(name, rank=0):
+    """--device -> the torch.device of the process of that rank."""
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         name = "cuda" if available["cuda"] else "cpu"
@@ -157,27 +158,7 @@ def pick_device(name):
         raise ValueError(f"--device: {name!r} is none of auto, cpu, cuda, mps")
     if not available[name]:
         raise ValueError(f"--device: {name} was asked for, but torch sees none on this machine")
-    if name == "cuda":
-        return torch.device(name, int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
-    return torch.device(name)
-
-
-@contextmanager
-def processes(device):
-    """Yields whether this process is the first, which alone reports. If torchrun started it, it joins the others; they share the
-    stages (Pipeline.share) through the cache, so --out must be a folder that all of them see."""
-    if not dist.is_torchelastic_launched():
-        yield True
-        return
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=1))       # some wait long
-    try:
-        if dist.get_rank():
-            tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)       # one bar is enough
-        yield dist.get_rank() == 0
-    finally:
-        dist.destroy_process_group()
+    return torch.device("cuda", rank % torch.cuda.device_count()) if name == "cuda" else torch.device(name)
 
 
 def members_of(seed, groups):
@@ -193,15 +174,13 @@ def run_task(pipeline, say):
     s, task = pipeline.s, pipeline.s.task
     rms, accuracies, rm_keys = pipeline.grid()
     say(f"{task}: validation accuracy of {len(rms)} reward models {np.mean(accuracies):.3f} +- {np.std(accuracies):.3f}")
-    (bank, bank_key), = pipeline.share("bank of samples", [pipeline.draw_bank])
+    (bank, bank_key), = pipeline.share("bank of samples drawn", [pipeline.draw_bank])
     judged = pipeline.judge_bank(bank)
-    scores, = pipeline.share(f"{task}: scores", [partial(pipeline.score_bank, f"scores-{task}", rms, rm_keys, bank, bank_key)])
-    say(f"{task}: drew {s.n} samples for each of {s.prompts} posts, scored by every reward model")
+    scores = pipeline.score_grid(f"scores-{task}", rms, rm_keys, bank, bank_key)
     control = None
     if task != "nli":        # whose raters see one writer: his lists tell nothing, so there is no correlation to take away
         controls, _, control_keys = pipeline.grid(list_gap=0.0)
-        control, = pipeline.share(f"{task}: scores without the correlation",
-                                  [partial(pipeline.score_bank, f"control-{task}-scores", controls, control_keys, bank, bank_key)])
+        control = pipeline.score_grid(f"control-{task}-scores", controls, control_keys, bank, bank_key)
         say(f"{task}: as many trained and scored without the spurious correlation (control arm)")
 
     def ppo_run(kind, seed, beta, members):
@@ -211,7 +190,7 @@ def run_task(pipeline, say):
     groups, runs = ensemble.groups(s.pretrain_seeds, s.finetune_seeds), []
     for beta in s.kl_weights:
         cases = [(kind, seed, beta, members) for seed in s.ppo_seeds for kind, members in members_of(seed, groups).items()]
-        values = pipeline.share(f"{task}: PPO runs with KL weight {beta}", [partial(ppo_run, *case) for case in cases])
+        values = pipeline.share(f"{task}: PPO with KL weight {beta}", [partial(ppo_run, *case) for case in cases])
         for (kind, seed, _, members), (value, scored) in zip(cases, values):
             runs.append({"kind": kind, "seed": seed, "kl_weight": beta, "members": members, "scores": scored, "curve": value["curve"],
                          "responses": value["responses"], "kl": value["kl"].cpu().double().numpy(),
@@ -224,26 +203,24 @@ def run_task(pipeline, say):
     return {**findings, "claims": claims_table(data, task)}, data
 
 
-def run(settings, device, out, first=True):
-    """Everything, from pretraining to findings -> (results, the cache). The first process prints a line for each part, and leaves
-    scores-TASK.npz."""
+def run(team, settings, device, out):
+    """Everything, from pretraining to findings -> (results, the cache). Prints a line for each part, leaves scores-TASK.npz."""
     s, start = settings, time.perf_counter()
     cache = Cache(out / "cache", device)
 
     def say(text):
-        if first:
-            print(f"[{time.perf_counter() - start:4.0f} s] {text}", flush=True)
+        print(f"[{time.perf_counter() - start:4.0f} s] {text}", flush=True)
 
-    say(f"on {hardware(device)}, into {out}")
-    pipelines = [Pipeline(replace(s, task=task), device, cache, say) for task in (world.TASKS if s.task == "all" else [s.task])]
-    pipelines[0].share("pretrained language models", [partial(pipelines[0].pretrain, p) for p in ("policy", *range(s.pretrain_seeds))])
+    say(f"on {hardware(device, team)}, into {out}")
+    pipelines = [Pipeline(replace(s, task=task), device, cache, say, team) for task in (world.TASKS if s.task == "all" else [s.task])]
+    pipelines[0].share("language models pretrained", [partial(pipelines[0].pretrain, p) for p in ("policy", *range(s.pretrain_seeds))])
     pipelines[0].share("policy finetuned (SFT)", [pipelines[0].finetune_policy])
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
     results = {"version": VERSION, "settings": asdict(s), "device": device.type, "versions": versions, "tasks": {}, "claims": []}
     for pipeline in pipelines:
         findings, data = run_task(pipeline, say)
         data["settings"] = np.array(to_json(results["settings"]))
-        if first:
+        if team.rank == 0:
             write_whole(out / f"scores-{pipeline.s.task}.npz", lambda file: np.savez(file, **data))
         results["claims"] += rounded(findings.pop("claims"))
         results["tasks"][pipeline.s.task] = findings
@@ -262,9 +239,10 @@ def prepare(out):
     return out
 
 
-def hardware(device):
+def hardware(device, team):
     """What the run computes on, in words."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type.upper()}, {torch.get_num_threads()} threads"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
+    return f"{name}, one process" if team.size == 1 else f"{name}, {team.size} processes"
 
 
 def exit_status(work, traceback=False):
@@ -283,26 +261,38 @@ def exit_status(work, traceback=False):
     return 0
 
 
+def launch(work, settings, device, out, processes, traceback, *args):
+    """Exit status of work(team, settings, device, out, *args), run in so many processes, after a look at what the user asked for."""
+    def checked():
+        check(settings)
+        default = min(MOST_PROCESSES, os.cpu_count() or 1) if pick_device(device).type == "cpu" else 1
+        count = default if processes is None else processes
+        if count < 1:
+            raise ValueError(f"--processes: {count} is below 1")
+        together(count, partial(exit_status, traceback=traceback), work, settings, device, prepare(out), *args)
+
+    return exit_status(checked, traceback)
+
+
+def work(team, settings, device, out):
+    """What one process does."""
+    device, start = pick_device(device, team.rank), time.perf_counter()
+    results, cache = run(team, settings, device, out)
+    if team.rank:
+        return
+    write_whole(out / "results.json", lambda file: file.write(to_json(results)))
+    draw_figures(results, out)
+    timings = {"seed": settings.seed, "task": settings.task, "stages": cache.seconds, "total": sum(cache.seconds.values()), "this_run": time.perf_counter() - start,
+               "hardware": hardware(device, team), "peak_memory_gb": cache.peak_memory_gb}
+    write_whole(out / "timings.json", lambda file: file.write(to_json(timings)))
+    print(report(results))
+    print(f"figures, results.json, timings.json and scores-TASK.npz are in {out}")
+
+
 def main(argv=None):
     """The command line -> exit status."""
-    settings, device_name, out, traceback, _ = parse(argv)
-
-    def work():
-        check(settings)
-        device, start = pick_device(device_name), time.perf_counter()
-        with processes(device) as first:
-            results, cache = run(settings, device, prepare(out), first)
-        if not first:
-            return
-        write_whole(out / "results.json", lambda file: file.write(to_json(results)))
-        draw_figures(results, out)
-        timings = {"seed": settings.seed, "task": settings.task, "stages": cache.seconds, "total": sum(cache.seconds.values()), "this_run": time.perf_counter() - start,
-                   "hardware": hardware(device), "peak_memory_gb": cache.peak_memory_gb}
-        write_whole(out / "timings.json", lambda file: file.write(to_json(timings)))
-        print(report(results))
-        print(f"figures, results.json, timings.json and scores-TASK.npz are in {out}")
-
-    return exit_status(work, traceback)
+    settings, device, out, processes, traceback, _ = parse(argv)
+    return launch(work, settings, device, out, processes, traceback)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,15 @@
 from functools import partial
 import hashlib
 
+import numpy as np
 import torch
-import torch.distributed as dist
 from tqdm import tqdm
 
 from cache import code_of, fingerprint
 from ensemble import Ensemble, aggregate
 from policy import Config, LanguageModel, TrainConfig, log_probs, sample, train_lm
 from ppo import PPOConfig, kl_k1, ppo
+from processes import Team
 from rm import RewardModel, accuracy, normalise, train_pointwise, train_rm
 import world
 
@@ -23,8 +24,8 @@ SCORE_CODE, PPO_CODE = code_of(Ensemble), code_of("ppo.py", Ensemble)
 class Pipeline:
     """The stages. Each is cached under the settings it depends on, the keys of the stages before it, and the code."""
 
-    def __init__(self, settings, device, cache, say=print):
-        self.s, self.device, self.cache, self.say = settings, device, cache, say
+    def __init__(self, settings, device, cache, say=print, team=Team()):
+        self.s, self.device, self.cache, self.say, self.team = settings, device, cache, say, team
 
     def seed_for(self, *names):
         """A seed of its own for every random thing; none moves when another is added."""
@@ -39,15 +40,14 @@ class Pipeline:
         return self.cache(name, [inputs, self.device.type, torch.__version__, fingerprint(compute), *more], compute)
 
     def share(self, what, jobs):
-        """The values of independent stages. Under torchrun every process computes its part of them and finds the others' in the
-        cache: nothing but files goes between them, so the results are those of one process."""
-        rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        """The values of independent stages. If several processes share the run, this one computes its part of them, waits for the
+        others, and reads theirs from the cache."""
+        rank, size = self.team.rank, self.team.size
         for done, job in enumerate(jobs[rank::size], 1):
             job()
             if done % 5 == 0 or done * size >= len(jobs):
                 self.say(f"{what}: {min(done * size, len(jobs))} of {len(jobs)}")
-        if size > 1:
-            dist.barrier()
+        self.team.wait()
         return [job() for job in jobs]
 
     def language_model(self, width, state=None, seed=0):
@@ -178,6 +178,13 @@ class Pipeline:
             chunks = tqdm(list(chunks), f"scoring the bank: {name}", leave=False, disable=None)
             return torch.cat([ensemble.scores(*chunk) for chunk in chunks], 1).view(len(rms), -1, self.s.n)
         return self.stage(name, "", compute, rm_keys, bank_key, SCORE_CODE)[0].cpu().double().numpy()
+
+    def score_grid(self, name, rms, rm_keys, bank, bank_key):
+        """The same of a whole grid, by all processes."""
+        F = self.s.finetune_seeds
+        jobs = [partial(self.score_bank, f"{name}-{p}", rms[p * F:(p + 1) * F], rm_keys[p * F:(p + 1) * F], bank, bank_key)
+                for p in range(self.s.pretrain_seeds)]
+        return np.concatenate(self.share(f"{self.s.task}: bank scored by reward models of a pretraining", jobs))
 
     # ----- PPO ------------------------------------------------------------------------------------
 

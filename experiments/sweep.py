@@ -24,7 +24,7 @@ from cache import Cache, rounded, to_json, write_whole
 from claims import claims_table, own_win_rates
 from ensemble import groups
 from figures import COLOURS, write_figure
-from overopt import SIZES, check, exit_status, parse, pick_device, prepare
+from overopt import SIZES, check, launch, parse, pick_device
 from pipeline import VALIDATION_PAIRS, Pipeline
 from report import VERSION, sweep_table
 
@@ -56,7 +56,7 @@ def measure(pipeline):
     rms, accuracies, keys = pipeline.grid()
     bank, bank_key = pipeline.draw_bank()
     judged = pipeline.judge_bank(bank)
-    scores, gold = pipeline.score_bank(f"scores-{s.task}", rms, keys, bank, bank_key), judged["gold"]
+    scores, gold = pipeline.score_grid(f"scores-{s.task}", rms, keys, bank, bank_key), judged["gold"]
     kinds = groups(s.pretrain_seeds, s.finetune_seeds) | {"all": [list(range(len(rms)))]}
     golds = {kind: mean_pick(scores, gold, choices, s.aggregator) for kind, choices in kinds.items()}
     return {"accuracy": {"mean": np.mean(accuracies), "std": np.std(accuracies), "ceiling": pipeline.ceiling()},
@@ -71,14 +71,14 @@ def measure_judge(pipeline):
     And where they part: the judge's score less what gold predicts of it (both in standard deviations over SFT's samples; less rho times
     gold, since noise alone would give rho < 1), mean over responses with more of a trait - with less."""
     s = pipeline.s
-    wide = Pipeline(replace(s, rm_width=JUDGE_WIDTH), pipeline.device, pipeline.cache, pipeline.say)
+    wide = Pipeline(replace(s, rm_width=JUDGE_WIDTH), pipeline.device, pipeline.cache, pipeline.say, pipeline.team)
     sft, sft_key = wide.finetune_policy()
     training, validation = wide.judgements(s.pairs, "training pairs"), wide.judgements(VALIDATION_PAIRS, "validation pairs")
     judge, judge_key = wide.train_reward_model("judge", "judge", training, validation, sft, sft_key)
     rms, _, keys = pipeline.grid()
     bank, bank_key = pipeline.draw_bank()
     judged = pipeline.judge_bank(bank)
-    scores, gold = pipeline.score_bank(f"scores-{s.task}", rms, keys, bank, bank_key), judged["gold"]
+    scores, gold = pipeline.score_grid(f"scores-{s.task}", rms, keys, bank, bank_key), judged["gold"]
     verdicts = wide.score_bank(f"scores-{s.task}-judge", [wide.reward_model(judge["state"])], [judge_key], bank, bank_key)[0]
     wins = {kind: {name: mean_pick(scores, own_win_rates(values), choices, s.aggregator) for name, values in (("gold", gold), ("judge", verdicts))}
             for kind, choices in groups(s.pretrain_seeds, s.finetune_seeds).items()}
@@ -121,7 +121,7 @@ def draw(found):
     return figure
 
 
-def sweep(name, settings, device, out, cache):
+def sweep(name, settings, device, out, cache, team):
     """All values of one sweep -> what sweep-NAME.json holds; writes it and the figure."""
     field, rows = "rm_width" if name == "size" else name, []
     each = [replace(settings, **{field: value}) for value in SWEEPS[name]]
@@ -130,31 +130,32 @@ def sweep(name, settings, device, out, cache):
     print(f"{len(each)} grids of reward models; what is in {out / 'cache'} is not computed again", flush=True)
     for s, value in zip(each, SWEEPS[name]):
         print(f"{field} = {value}", flush=True)
-        rows.append(measure(Pipeline(s, device, cache)))
+        rows.append(measure(Pipeline(s, device, cache, team=team)))
     found = {"version": VERSION, "name": name, "settings": asdict(settings), "values": SWEEPS[name], "rows": rows}
     if name == "size":
-        found["judge"] = measure_judge(Pipeline(settings, device, cache))
+        found["judge"] = measure_judge(Pipeline(settings, device, cache, team=team))
     found = rounded(found)
-    write_whole(out / f"sweep-{name}.json", lambda file: file.write(to_json(found)))
-    write_figure(draw(found), out / f"sweep-{name}.png")
+    if team.rank == 0:
+        write_whole(out / f"sweep-{name}.json", lambda file: file.write(to_json(found)))
+        write_figure(draw(found), out / f"sweep-{name}.png")
     return found
+
+
+def work(team, settings, device, out, name):
+    """What one process does."""
+    if settings.task == "all":
+        raise ValueError("--task: a sweep takes one task at a time")
+    device = pick_device(device, team.rank)
+    found = sweep(name, settings, device, out, Cache(out / "cache", device), team)
+    print(f"\n{sweep_table(found)}\n\nsweep-{name}.json and .png are in {out}")
 
 
 def main(argv=None):
     """The command line -> exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=SWEEPS)
-    settings, device, out, traceback, own = parse(argv, parser)
-
-    def work():
-        check(settings)
-        if settings.task == "all":
-            raise ValueError("--task: a sweep takes one task at a time")
-        prepare(out)
-        found = sweep(own["name"], settings, pick_device(device), out, Cache(out / "cache", pick_device(device)))
-        print(f"\n{sweep_table(found)}\n\nsweep-{own['name']}.json and .png are in {out}")
-
-    return exit_status(work, traceback)
+    *common, own = parse(argv, parser)
+    return launch(work, *common, own["name"])
 
 
 if __name__ == "__main__":

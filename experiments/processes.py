@@ -1,0 +1,71 @@
+"""Several processes share one run: each computes its part of the independent stages, and finds the others' in the cache.
+
+The products of a tiny model are too small to be split between threads: two processes of one thread do almost twice the work of
+one process of two. Nothing but files goes between them, so the results are those of one process, byte for byte.
+"""
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partialmethod
+import multiprocessing
+import os
+import signal
+import sys
+from threading import BrokenBarrierError, Thread
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+
+@dataclass(frozen=True)
+class Team:
+    """One process's place among those that share a run."""
+    rank: int = 0                              # 0 is the first: it alone reports, and writes the results
+    size: int = 1
+    wait: Callable = lambda: None              # until all have come here
+
+
+def together(count, report, work, *args):
+    """Run work(team, *args) in `count` processes of one thread. If torchrun has started this one, in those that it has, on
+    several machines too: they must see the same files. report(function) -> exit status is how a further process ends."""
+    torch.set_num_threads(1)
+    if dist.is_torchelastic_launched():
+        dist.init_process_group("gloo", timeout=timedelta(days=1))      # on a GPU as well: all that it does is wait
+        try:
+            if dist.get_rank():
+                quiet()
+            return work(Team(dist.get_rank(), dist.get_world_size(), dist.barrier), *args)
+        finally:
+            dist.destroy_process_group()
+    if count == 1:
+        return work(Team(), *args)
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(count)
+    others = [context.Process(target=follow, args=(rank, count, barrier, report, work, args), daemon=True) for rank in range(1, count)]
+    for process in others:
+        process.start()
+    try:
+        return work(Team(0, count, barrier.wait), *args)
+    except BrokenBarrierError:
+        raise ValueError("another process of this run has stopped, and said why") from None
+    finally:
+        for process in others:
+            process.terminate()
+
+
+def follow(rank, size, barrier, report, work, args):
+    """What a further process does. It ends when the first one does, however that ends: done, Ctrl-C, an error, or killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    first = multiprocessing.parent_process()
+    Thread(target=lambda: (first.join(), os._exit(1)), daemon=True).start()
+    quiet()
+    torch.set_num_threads(1)
+    if report(lambda: work(Team(rank, size, barrier.wait), *args)):
+        barrier.abort()
+
+
+def quiet():
+    """The first process's lines and bars are enough."""
+    sys.stdout = open(os.devnull, "w")
+    tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)
