@@ -307,10 +307,24 @@ def minibatches(rows, batch_size, steps, generator):
         order = order[batch_size:]
 
 
-def train(model, loss_of, rows, config, seed, label):
+def clip_gradients(parameters, largest, members):
+    """Scale the gradients so that their norm is at most `largest`; with members, whose axis comes first, each one's norm."""
+    if not members:
+        nn.utils.clip_grad_norm_(parameters, largest)
+        return
+    norms = torch.stack([p.grad.flatten(1).norm(dim=1) for p in parameters]).norm(dim=0)
+    factors = (largest / (norms + 1e-6)).clamp(max=1)
+    for p in parameters:
+        p.grad.mul_(factors.view(-1, *[1] * (p.dim() - 1)))
+
+
+def train(parameters, loss_of, rows, config, seed, label, members=False):
     """The loop that language and reward models share: minimise loss_of(index of a minibatch) -> scalar, over `rows` rows of
-    data in an order that `seed` sets. AdamW; linear warm-up, then a cosine to zero. Returns the loss of every step."""
-    optimizer = torch.optim.AdamW(model.parameters(), config.lr, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True)
+    data in an order that `seed` sets. AdamW; linear warm-up, then a cosine to zero. Returns the loss of every step.
+
+    members: every parameter has a first axis of M models, and the loss is the sum of theirs; each is trained as if alone."""
+    parameters = list(parameters)
+    optimizer = torch.optim.AdamW(parameters, config.lr, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True)
     warm = max(1, round(config.warmup * config.steps))
     scale = lambda step: min((step + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * step / config.steps))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, scale)
@@ -319,7 +333,7 @@ def train(model, loss_of, rows, config, seed, label):
         loss = loss_of(batch)
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+        clip_gradients(parameters, config.clip, members)
         optimizer.step()
         schedule.step()
         losses.append(loss.detach())
@@ -338,4 +352,4 @@ def train_lm(model, texts, config, seed, prompt_length=1, label="language model"
         prompts, responses = texts[batch.to(texts.device)].tensor_split([prompt_length], 1)
         return -log_probs(model, prompts, responses).sum() / (responses != model.config.pad).sum()
 
-    return train(model, loss_of, len(texts), config, seed, label)
+    return train(model.parameters(), loss_of, len(texts), config, seed, label)

@@ -83,7 +83,7 @@ def train_rm(rm, prompts, chosen, rejected, config, seed, eta=0.01, label="rewar
         both = torch.stack([chosen[pairs], rejected[pairs]], 1).flatten(0, 1)
         return bradley_terry_loss(*rm(prompts[pairs], both).view(-1, 2).unbind(1), eta)
 
-    return train(rm, loss_of, len(prompts), config, seed, label)
+    return train(rm.parameters(), loss_of, len(prompts), config, seed, label)
 
 
 def train_pointwise(rm, prompts, responses, labels, config, seed, label="reward model"):
@@ -93,7 +93,7 @@ def train_pointwise(rm, prompts, responses, labels, config, seed, label="reward 
         rows = rows.to(prompts.device)
         return pointwise_loss(rm(prompts[rows], responses[rows]), labels[rows])
 
-    return train(rm, loss_of, len(prompts), config, seed, label)
+    return train(rm.parameters(), loss_of, len(prompts), config, seed, label)
 
 
 def accuracy(chosen_rewards, rejected_rewards):

@@ -129,6 +129,18 @@ def arrays(s, accuracies, scores, judged, control=None, runs=()):
     return data
 
 
+def bank_arrays(s, scores, judged, bank):
+    """What a bank-TASK.npz holds, to play with: see experiments/README.md, field by field."""
+    spell = lambda rows: np.array([world.decode(row) for row in rows.tolist()])
+    F = s.finetune_seeds
+    return {
+        "rewards": scores.astype(np.float32), "gold": judged["gold"].astype(np.float32),
+        "pretrain_seed": np.arange(len(scores)) // F, "finetune_seed": np.arange(len(scores)) % F,
+        "posts": spell(bank["posts"]), "responses": spell(bank["responses"]).reshape(judged["gold"].shape),
+        **{f"part_{name}": x.astype(np.float32) for name, x in judged["parts"].items()},
+        **{f"trait_{name}": x.astype(np.float32) for name, x in judged["traits"].items()}}
+
+
 def analyse(s, accuracies, ceiling, scores, judged, bank, runs, groups):
     """A task's findings, ready for JSON."""
     gold, ns = judged["gold"], powers_of_two(s.n)

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))        # the five files li
 import numpy as np
 import torch
 
-from analysis import analyse, arrays
+from analysis import analyse, arrays, bank_arrays
 from cache import Cache, rounded, to_json, write_whole
 from claims import claims_table
 import ensemble
@@ -170,7 +170,7 @@ def members_of(seed, groups):
 
 
 def run_task(pipeline, say):
-    """One task, from preferences to findings -> (findings, the arrays that its claims are computed from)."""
+    """One task, from preferences to findings -> (findings, the arrays that its claims are computed from, the bank to play with)."""
     s, task = pipeline.s, pipeline.s.task
     rms, accuracies, rm_keys = pipeline.grid()
     say(f"{task}: validation accuracy of {len(rms)} reward models {np.mean(accuracies):.3f} +- {np.std(accuracies):.3f}")
@@ -200,7 +200,7 @@ def run_task(pipeline, say):
             + f" (SFT {judged['gold'].mean():.2f})")
     data = arrays(s, accuracies, scores, judged, control, runs)
     findings = analyse(s, accuracies, pipeline.ceiling(), scores, judged, bank, runs, groups)
-    return {**findings, "claims": claims_table(data, task)}, data
+    return {**findings, "claims": claims_table(data, task)}, data, bank_arrays(s, scores, judged, bank)
 
 
 def run(team, settings, device, out):
@@ -218,10 +218,11 @@ def run(team, settings, device, out):
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
     results = {"version": VERSION, "settings": asdict(s), "device": device.type, "versions": versions, "tasks": {}, "claims": []}
     for pipeline in pipelines:
-        findings, data = run_task(pipeline, say)
-        data["settings"] = np.array(to_json(results["settings"]))
+        findings, data, bank = run_task(pipeline, say)
+        data["settings"] = bank["settings"] = np.array(to_json(results["settings"]))
         if team.rank == 0:
             write_whole(out / f"scores-{pipeline.s.task}.npz", lambda file: np.savez(file, **data))
+            write_whole(out / f"bank-{pipeline.s.task}.npz", lambda file: np.savez_compressed(file, **bank))
         results["claims"] += rounded(findings.pop("claims"))
         results["tasks"][pipeline.s.task] = findings
     return results, cache

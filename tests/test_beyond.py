@@ -12,7 +12,7 @@ from rm import RewardModel, normalise
 import sweep
 
 TINY = ["--width", "16", "--rm-width", "16", "--pretrain-seeds", "2", "--finetune-seeds", "2", "--pretrain-texts", "200", "--pretrain-steps", "4", "--sft-steps", "2",
-        "--pairs", "128", "--prompts", "4", "--n", "4"]
+        "--pairs", "128", "--prompts", "4", "--n", "4", "--processes", "1"]
 
 
 @pytest.fixture

@@ -1,13 +1,14 @@
 """ensemble.py: M models as one forward, and the aggregators."""
+import copy
 from itertools import product
 
 import pytest
 import torch
 
-from ensemble import AGGREGATORS, Ensemble, finetune_ensembles, pretrain_ensembles
-from policy import LanguageModel
+from ensemble import AGGREGATORS, Ensemble, finetune_ensembles, pretrain_ensembles, train_rms
+from policy import LanguageModel, TrainConfig
 from ppo import PPOConfig, ppo
-from rm import RewardModel, normalise
+from rm import RewardModel, normalise, train_rm
 
 
 @pytest.fixture
@@ -61,6 +62,19 @@ def test_batched_gradients_equal_the_loop(rms, prompts, responses):
         (rm(prompts, responses) * weight[m]).sum().backward()
         for name, parameter in rm.named_parameters():
             torch.testing.assert_close(ensemble.parameters[name].grad[m], parameter.grad, atol=1e-10, rtol=0)
+
+
+def test_trained_together_as_one_by_one(rms, prompts, responses):
+    """A gradient clipped by all members' norm, a loss averaged over them, or weights that go back to another member."""
+    config, rejected = TrainConfig(steps=12, batch_size=6, clip=0.5), responses.roll(1, 0)
+    together, alone = ([copy.deepcopy(rm).double() for rm in rms] for _ in "ab")
+    losses = train_rms(together, prompts, responses, rejected, config, seed=3)
+    each = torch.stack([train_rm(rm, prompts, responses, rejected, config, seed=3) for rm in alone])
+    torch.testing.assert_close(losses, each.mean(0), atol=1e-10, rtol=0)
+    for rm, other, before in zip(together, alone, rms):
+        for (name, x), y in zip(rm.named_parameters(), other.parameters()):
+            torch.testing.assert_close(x, y, atol=1e-7, rtol=0, msg=name)
+        assert (rm.head.weight - before.head.weight).abs().max() > 1e-3
 
 
 def test_aggregators_by_hand():

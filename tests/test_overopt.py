@@ -26,7 +26,7 @@ import world
 SCRIPT = Path(overopt.__file__)
 # The whole road in seconds: everything is there, nothing is learnt.
 TINY = ["--width", "16", "--rm-width", "16", "--pretrain-seeds", "2", "--finetune-seeds", "2", "--pretrain-texts", "200", "--pretrain-steps", "4", "--sft-steps", "2",
-        "--pairs", "128", "--prompts", "4", "--n", "4", "--kl-weights", "0", "0.1", "--ppo-seeds", "0", "--ppo-updates", "2", "--ppo-batch", "8"]
+        "--pairs", "128", "--prompts", "4", "--n", "4", "--kl-weights", "0", "0.1", "--ppo-seeds", "0", "--ppo-updates", "2", "--ppo-batch", "8", "--processes", "1"]
 
 
 def road(out, *flags):
@@ -177,9 +177,28 @@ def test_sweeps(name, tmp_path, capsys, monkeypatch):
     assert sweep.main([name, *TINY, "--task", "all", "--out", str(tmp_path)]) == 2
 
 
+@pytest.mark.parametrize("launcher", [[], ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--"]], ids=["alone", "torchrun"])
+def test_processes_change_nothing(launcher, finished, tmp_path):
+    """A stage that depends on who computes it, or results that the second process spoils: two give the bytes of one."""
+    done = subprocess.run([sys.executable, *launcher, SCRIPT, *TINY, "--processes", "2", "--out", tmp_path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for name in ("results.json", "scores-tldr.npz"):
+        assert (tmp_path / name).read_bytes() == (finished / name).read_bytes(), name
+    assert done.stdout.count("figures, results.json") == 1 and set(path.name for path in stages(tmp_path)) == set(path.name for path in stages(finished))
+
+
+def test_another_process_stops(finished, tmp_path):
+    """The first one waits for ever, or hides what happened to the other. Reward model (0, 1) is the second process's part."""
+    shutil.copytree(finished, tmp_path / "run")
+    damaged, = (tmp_path / "run" / "cache").glob("rm-tldr-0-1-*.pt")
+    damaged.write_bytes(b"half a file")
+    done = subprocess.run([sys.executable, SCRIPT, *TINY, "--processes", "2", "--out", tmp_path / "run"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and f"{damaged} is damaged" in done.stderr and "another process" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_killed_run_continues(tmp_path):
     """kill -9 in the middle: half a file taken for a whole one, or the work so far lost."""
-    process = subprocess.Popen([sys.executable, SCRIPT, *TINY, "--pretrain-steps", "40", "--out", tmp_path], stdout=subprocess.DEVNULL,
+    process = subprocess.Popen([sys.executable, SCRIPT, *TINY, "--pretrain-steps", "40", "--processes", "2", "--out", tmp_path], stdout=subprocess.DEVNULL,
                                stderr=subprocess.DEVNULL)
     while not list(tmp_path.glob("cache/rm-*.pt")):
         assert process.poll() is None, "ended before it could be killed"
@@ -214,7 +233,7 @@ def test_quick_from_the_command_line(tmp_path):
 
 
 @pytest.mark.parametrize("flags, said", [
-    (["--device", "tpu"], "--device"), (["--n", "0"], "--n"), (["--ppo-batch", "0"], "--ppo-batch"), (["--kl-weights", "-0.1"], "--kl-weights"),
+    (["--device", "tpu"], "--device"), (["--n", "0"], "--n"), (["--processes", "0"], "--processes"), (["--ppo-batch", "0"], "--ppo-batch"), (["--kl-weights", "-0.1"], "--kl-weights"),
     (["--kl-weights"], "--kl-weights"), (["--kl-weights", "1", "1"], "--kl-weights"), (["--ppo-seeds"], "--ppo-seeds"), (["--pretrain-seeds", "0"], "--pretrain-seeds"),
     (["--list-gap", "0.5"], "--list-gap"), (["--flipped", "2"], "--flipped"), (["--aggregator", "max"], "--aggregator"),
     (["--label-temperature", "0"], "--label-temperature"), (["--width", "15"], "width"), (["--task", "chess"], "--task"), (["--size", "huge"], "--size"), (["--coverage", "1.5"], "--coverage"), (["--label-temperature", "nan"], "--label-temperature"), (["--eta", "-1"], "--eta"),
