@@ -303,11 +303,6 @@ def draw(found, compared):
 def work(team, settings, device, out, names):
     """Measure the grid, then the named methods on it; beyond.json is whole after each."""
     device, path = pick_device(device, team.rank), out / "beyond.json"
-    for name in names:
-        if name not in METHODS:
-            raise ValueError(f"method: {name!r} is none of {', '.join(METHODS)}")
-    if settings.task == "all":
-        raise ValueError("--task: beyond.py takes one task at a time")
     print(f"on a grid of reward models; what is not in {out / 'cache'} is trained first", flush=True)
     grid = measure(Pipeline(settings, device, Cache(out / "cache", device), team=team))
     compared = rounded(reference(grid))
@@ -338,7 +333,15 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("methods", nargs="*", metavar="method", help=f"{', '.join(METHODS)} (default: all)")
     *common, own = parse(argv, parser)
-    return launch(work, *common, own["methods"] or list(METHODS))
+
+    def look():
+        for name in own["methods"]:
+            if name not in METHODS:
+                raise ValueError(f"method: {name!r} is none of {', '.join(METHODS)}")
+        if common[0].task == "all":
+            raise ValueError("--task: beyond.py takes one task at a time")
+
+    return launch(work, *common, own["methods"] or list(METHODS), look=look)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
     python experiments/overopt.py                     # everything: minutes, on a laptop's CPU
     python experiments/overopt.py --quick             # the same, small: a first look
+    python experiments/overopt.py --explain           # what happens in each stage, and the one number that matters
     python experiments/overopt.py --task all          # for each of the three tasks, on the same pretrainings
     python experiments/overopt.py --kl-weights 0.01 0.1 1 --out runs/mine
     torchrun --nproc-per-node 2 experiments/overopt.py     # processes of PyTorch's launcher, here or on several machines
@@ -29,6 +30,7 @@ from cache import Cache, rounded, to_json, write_whole
 from claims import claims_table
 import ensemble
 from ensemble import AGGREGATORS, aggregate
+import explain
 from figures import draw_figures
 from pipeline import Pipeline
 from processes import together
@@ -55,7 +57,7 @@ class Settings:
     heads: int = setting(2, "attention heads of every transformer")
     pretrain_seeds: int = setting(5, "pretrainings for reward models; the policy has one of its own", 3)
     pretrain_texts: int = setting(20000, "texts for each pretraining, and for SFT", 8000)
-    pretrain_steps: int = setting(1200, "updates of a pretraining", 600)
+    pretrain_steps: int = setting(1200, "updates of a pretraining", 500)
     sft_steps: int = setting(200, "updates of supervised finetuning of the policy", 60)
     # preferences and reward models
     finetune_seeds: int = setting(5, "reward models for each pretraining", 3)
@@ -124,8 +126,8 @@ def flag(name):
 
 def parse(argv, parser=None):
     """Command line -> (Settings, device, out folder, processes, traceback?, a dict of the rest). Flags come from the fields of Settings and
-    nowhere else; another script that takes them too gives a parser with its own arguments: the rest."""
-    parser = parser or argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    nowhere else; a script gives a parser with its own arguments: the rest."""
+    parser = parser or argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true", help="everything, small: other defaults, where two are given")
     parser.add_argument("--size", choices=SIZES, help=f"of the reward models: --rm-width {', '.join(f'{w} ({name})' for name, w in SIZES.items())}")
     parser.add_argument("--device", default="auto", help="auto (cuda if there is one, else cpu), cpu, cuda or mps")
@@ -169,41 +171,49 @@ def members_of(seed, groups):
     return {"single": [m for m in pretrain if m in finetune], "finetune": finetune, "pretrain": pretrain}
 
 
-def run_task(pipeline, say):
+def run_task(pipeline, say, guide):
     """One task, from preferences to findings -> (findings, the arrays that its claims are computed from, the bank to play with)."""
     s, task = pipeline.s, pipeline.s.task
+    groups = ensemble.groups(s.pretrain_seeds, s.finetune_seeds)
+    guide.before("rewards")
     rms, accuracies, rm_keys = pipeline.grid()
+    guide.after(explain.accuracies, pipeline, accuracies)
     say(f"{task}: validation accuracy of {len(rms)} reward models {np.mean(accuracies):.3f} +- {np.std(accuracies):.3f}")
+    guide.before("best of n")
     (bank, bank_key), = pipeline.share("bank of samples drawn", [pipeline.draw_bank])
     judged = pipeline.judge_bank(bank)
     scores = pipeline.score_grid(f"scores-{task}", rms, rm_keys, bank, bank_key)
+    guide.after(explain.favourites, scores, judged["gold"], groups)
     control = None
     if task != "nli":        # whose raters see one writer: his lists tell nothing, so there is no correlation to take away
+        guide.before("control")
         controls, _, control_keys = pipeline.grid(list_gap=0.0)
         control = pipeline.score_grid(f"control-{task}-scores", controls, control_keys, bank, bank_key)
-        say(f"{task}: as many trained and scored without the spurious correlation (control arm)")
+        guide.after(explain.lists, scores, control, judged["traits"], groups)
 
     def ppo_run(kind, seed, beta, members):
         value, key = pipeline.align(kind, seed, beta, [rms[m] for m in members], [rm_keys[m] for m in members], bank["posts"])
         return value, pipeline.score_run(f"ppo-{task}-{kind}-{seed}-{beta}", value["responses"], key, rms, rm_keys, bank["posts"])
 
-    groups, runs = ensemble.groups(s.pretrain_seeds, s.finetune_seeds), []
+    guide.before("ppo")
+    cases = [(kind, seed, beta, members) for beta in s.kl_weights for seed in s.ppo_seeds for kind, members in members_of(seed, groups).items()]
+    runs = [{"kind": kind, "seed": seed, "kl_weight": beta, "members": members, "scores": scored, "curve": value["curve"],
+             "responses": value["responses"], "kl": value["kl"].cpu().double().numpy(), **pipeline.judge(bank["posts"], value["responses"])}
+            for (kind, seed, beta, members), (value, scored) in zip(cases, pipeline.share(f"{task}: PPO", [partial(ppo_run, *case) for case in cases]))]
     for beta in s.kl_weights:
-        cases = [(kind, seed, beta, members) for seed in s.ppo_seeds for kind, members in members_of(seed, groups).items()]
-        values = pipeline.share(f"{task}: PPO with KL weight {beta}", [partial(ppo_run, *case) for case in cases])
-        for (kind, seed, _, members), (value, scored) in zip(cases, values):
-            runs.append({"kind": kind, "seed": seed, "kl_weight": beta, "members": members, "scores": scored, "curve": value["curve"],
-                         "responses": value["responses"], "kl": value["kl"].cpu().double().numpy(),
-                         **pipeline.judge(bank["posts"], value["responses"])})
         golds = {kind: np.mean([r["gold"].mean() for r in runs if (r["kind"], r["kl_weight"]) == (kind, beta)]) for kind in groups}
         say(f"{task}: PPO with KL weight {beta}: gold " + ", ".join(f"{KINDS[kind]} {value:.2f}" for kind, value in golds.items())
             + f" (SFT {judged['gold'].mean():.2f})")
+    if pipeline.team.rank:               # the rest is the first process's work
+        return None
+    guide.after(explain.after_ppo, s, runs, judged["gold"].mean())
+    guide.before("claims")
     data = arrays(s, accuracies, scores, judged, control, runs)
     findings = analyse(s, accuracies, pipeline.ceiling(), scores, judged, bank, runs, groups)
     return {**findings, "claims": claims_table(data, task)}, data, bank_arrays(s, scores, judged, bank)
 
 
-def run(team, settings, device, out):
+def run(team, settings, device, out, guide):
     """Everything, from pretraining to findings -> (results, the cache). Prints a line for each part, leaves scores-TASK.npz."""
     s, start = settings, time.perf_counter()
     cache = Cache(out / "cache", device)
@@ -213,16 +223,22 @@ def run(team, settings, device, out):
 
     say(f"on {hardware(device, team)}, into {out}")
     pipelines = [Pipeline(replace(s, task=task), device, cache, say, team) for task in (world.TASKS if s.task == "all" else [s.task])]
-    pipelines[0].share("language models pretrained", [partial(pipelines[0].pretrain, p) for p in ("policy", *range(s.pretrain_seeds))])
-    pipelines[0].share("policy finetuned (SFT)", [pipelines[0].finetune_policy])
+    guide.before("pretraining")
+    pretrained = pipelines[0].share("language models pretrained", [partial(pipelines[0].pretrain, p) for p in ("policy", *range(s.pretrain_seeds))])
+    guide.after(explain.pretraining_loss, pipelines[0], [state for state, _ in pretrained])
+    guide.before("sft")
+    (sft, _), = pipelines[0].share("policy finetuned (SFT)", [pipelines[0].finetune_policy])
+    guide.after(explain.sft_gold, pipelines[0], sft)
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
     results = {"version": VERSION, "settings": asdict(s), "device": device.type, "versions": versions, "tasks": {}, "claims": []}
     for pipeline in pipelines:
-        findings, data, bank = run_task(pipeline, say)
+        found = run_task(pipeline, say, guide)
+        if team.rank:
+            continue
+        findings, data, bank = found
         data["settings"] = bank["settings"] = np.array(to_json(results["settings"]))
-        if team.rank == 0:
-            write_whole(out / f"scores-{pipeline.s.task}.npz", lambda file: np.savez(file, **data))
-            write_whole(out / f"bank-{pipeline.s.task}.npz", lambda file: np.savez_compressed(file, **bank))
+        write_whole(out / f"scores-{pipeline.s.task}.npz", lambda file: np.savez(file, **data))
+        write_whole(out / f"bank-{pipeline.s.task}.npz", lambda file: np.savez_compressed(file, **bank))
         results["claims"] += rounded(findings.pop("claims"))
         results["tasks"][pipeline.s.task] = findings
     return results, cache
@@ -262,10 +278,12 @@ def exit_status(work, traceback=False):
     return 0
 
 
-def launch(work, settings, device, out, processes, traceback, *args):
-    """Exit status of work(team, settings, device, out, *args), run in so many processes, after a look at what the user asked for."""
+def launch(work, settings, device, out, processes, traceback, *args, look=lambda: None):
+    """Exit status of work(team, settings, device, out, *args), run in so many processes, after a look at what the user asked for:
+    at the settings, and what `look()` has to say."""
     def checked():
         check(settings)
+        look()
         default = min(MOST_PROCESSES, os.cpu_count() or 1) if pick_device(device).type == "cpu" else 1
         count = default if processes is None else processes
         if count < 1:
@@ -275,10 +293,10 @@ def launch(work, settings, device, out, processes, traceback, *args):
     return exit_status(checked, traceback)
 
 
-def work(team, settings, device, out):
+def work(team, settings, device, out, explaining):
     """What one process does."""
     device, start = pick_device(device, team.rank), time.perf_counter()
-    results, cache = run(team, settings, device, out)
+    results, cache = run(team, settings, device, out, explain.Guide(explaining and team.rank == 0))
     if team.rank:
         return
     write_whole(out / "results.json", lambda file: file.write(to_json(results)))
@@ -286,14 +304,16 @@ def work(team, settings, device, out):
     timings = {"seed": settings.seed, "task": settings.task, "stages": cache.seconds, "total": sum(cache.seconds.values()), "this_run": time.perf_counter() - start,
                "hardware": hardware(device, team), "peak_memory_gb": cache.peak_memory_gb}
     write_whole(out / "timings.json", lambda file: file.write(to_json(timings)))
-    print(report(results))
-    print(f"figures, results.json, timings.json and scores-TASK.npz are in {out}")
+    print(f"\n{explain.in_short(results)}\n\nAll tables: python experiments/report.py {out}" if explaining else report(results))
+    print(f"figures, results.json, timings.json, scores-TASK.npz and bank-TASK.npz are in {out}")
 
 
 def main(argv=None):
     """The command line -> exit status."""
-    settings, device, out, processes, traceback, _ = parse(argv)
-    return launch(work, settings, device, out, processes, traceback)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--explain", action="store_true", help="before each stage say what happens and what to look for, after it the one number that matters")
+    *common, own = parse(argv, parser)
+    return launch(work, *common, own["explain"])
 
 
 if __name__ == "__main__":

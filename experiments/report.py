@@ -242,11 +242,43 @@ def minutes_section(r):
     for name, seconds in timings["stages"].items():
         stages[name.split("-")[0]] = stages.get(name.split("-")[0], 0) + seconds
     parts = ", ".join(f"{STAGES[name]} {seconds:.0f} s" for name, seconds in stages.items())
-    total = timings["total"]
-    more = total - sum(stages[name] for name in ("pretrain", "sft", "bank"))
-    return (f"A run with `--task {timings['task']} --seed {timings['seed']}` took {total / 60:.1f} minutes on {timings['hardware']}: {parts}; intervals and figures come to some seconds more. "
-            f"Its peak memory was {timings['peak_memory_gb']:.1f} GB. A further task costs all but pretraining, SFT and sampling once more, so that `--task all` comes to about "
-            f"{(total + 2 * more) / 60:.0f} minutes.")
+    took, total = timings["this_run"], timings["total"]
+    more = 1 - sum(stages[name] for name in ("pretrain", "sft", "bank")) / total
+    return (f"A run with `--task {timings['task']} --seed {timings['seed']}` took {took / 60:.1f} minutes on {timings['hardware']}. Together these were at work for: {parts}. "
+            f"Peak memory of one: {timings['peak_memory_gb']:.1f} GB. A further task costs all but pretraining, SFT and sampling once more, so that `--task all` comes to about "
+            f"{took * (1 + 2 * more) / 60:.0f} minutes.")
+
+
+WORKLOADS = {
+    "score": "25 reward models x 512 sequences of 40 tokens",
+    "score_loop": "the same, member by member",
+    "score_batched": "the same, all members in one forward pass",
+    "score_bon": "25 reward models x 64 prompts x 64 responses",
+    "sample_full": "512 prompts x 24 tokens, no stop",
+    "sample_bon": "64 prompts x 64 samples, up to 24 tokens",
+    "lm_step": "a training step on 64 texts of up to 40 tokens",
+    "rm_step": "a training step on 64 pairs",
+    "ppo_update": "128 prompts, rewarded by 5 reward models",
+}
+
+
+def speed_section(r):
+    """What speed.py measured."""
+    found = r["speed"]
+    ms = lambda seconds: f"{seconds * 1e3:.1f}"
+    times = lambda a, b: f"{a / b:.1f}x"
+    return "\n\n".join([
+        f"On {found['hardware']}; one large float32 product runs at {found['gemm_peak'] / 1e9:.0f} GFLOP/s.",
+        table(["workload", "", "ms", "per second", "GFLOP/s", "of GEMM peak"],
+              [[f"`{name}`", WORKLOADS[name], ms(x["seconds"]), f"{x['per_second']:,.0f}", f"{x['flops_per_second'] / 1e9:.0f}", f"{x['gemm_share']:.2f}"]
+               for name, x in ((name, found[name]) for name in WORKLOADS)]),
+        "What each idea gives, in milliseconds:",
+        table(["idea", "without", "with", "gain"], [[name, ms(a), ms(b), times(a, b)] for name, (a, b) in found["ideas"].items()]),
+        "How the cost of scoring grows, in milliseconds (sequences of 40 tokens):",
+        table(["members", "sequences", "member by member", "all in one pass", "gain"],
+              [[x["members"], x["sequences"], ms(x["loop"]), ms(x["batched"]), times(x["loop"], x["batched"])] for x in found["growth"]]),
+        "With the width, 512 sequences, one member: " + ", ".join(f"{ms(s)} ms at {width}" for width, s in found["widths"].items())
+        + ". Sampling, with the samples for each of 64 prompts: " + ", ".join(f"{ms(s)} ms for {n}" for n, s in found["samples"].items()) + "."])
 
 
 def tour_section(r):
@@ -270,11 +302,14 @@ TOUR = {
     "experiments/claims.py": "the paper's claims: statistics, bootstrap, intervals, verdicts",
     "experiments/report.py": "the closing tables, and the numbers in this file",
     "experiments/figures.py": "the figures",
+    "experiments/processes.py": "several processes share one run",
+    "experiments/explain.py": "what `--explain` says",
+    "experiments/speed.py": "how fast it is, and what each idea gives",
     "experiments/cache.py": "stages on disk: computed once, whole or not at all",
 }
 SECTIONS = {"headline": headline_section, "minutes": minutes_section, "tour": tour_section, "accuracy": accuracy_section, "agreement": agreement_section,
             "bon": bon_section, "ppo": ppo_section, "traits": traits_section, "texts": texts_section, "claims": claims_section,
-            "undecided": undecided_section, "survival": survival_section, "prices": prices_section, "tasks": tasks_section, "beyond": beyond_section,
+            "undecided": undecided_section, "survival": survival_section, "prices": prices_section, "speed": speed_section, "tasks": tasks_section, "beyond": beyond_section,
             **{f"sweep_{name}": partial(sweep_section, name=name) for name in ("coverage", "size")}}
 PER_TASK = {"accuracy": "Accuracy", "agreement": "Agreement between reward models", "bon": "Best-of-n", "ppo": "PPO", "traits": "Traits, before and after",
             "texts": "Read it", "headline": "In short"}
@@ -343,17 +378,18 @@ def load_kept(folder=KEPT):
     mine = {**results["settings"], "task": None}
     if list(results["tasks"]) != list(PRICES):
         raise ValueError(f"{folder}/results.json is not of all tasks: run python experiments/overopt.py --task all --out {folder}")
-    for name, command in (("timings", "overopt.py"), ("sweep-coverage", "sweep.py coverage"), ("sweep-size", "sweep.py size"), ("beyond", "beyond.py")):
+    for name, command in (("timings", "overopt.py --out"), ("sweep-coverage", "sweep.py coverage --out"), ("sweep-size", "sweep.py size --out"),
+                          ("beyond", "beyond.py --out"), ("speed", "speed.py --json")):
         path = Path(folder) / f"{name}.json"
         try:
             others[name] = json.loads(path.read_text())
         except (OSError, ValueError):
-            raise ValueError(f"{path} is missing or damaged: run python experiments/{command} --out {folder}") from None
+            raise ValueError(f"{path} is missing or damaged: run python experiments/{command} {path if name == 'speed' else folder}") from None
         if {**others[name].get("settings", mine), "task": None} != mine:
-            raise ValueError(f"{path} is of other settings than results.json: run python experiments/{command} with those, --out {folder}")
+            raise ValueError(f"{path} is of other settings than results.json: run python experiments/{command} {folder} with those")
     if (Path(folder) / "again").exists():
         results["again"] = load_results(Path(folder) / "again")
-    return {**results, "timings": others["timings"], "beyond": others["beyond"], "sweeps": {name: others[f"sweep-{name}"] for name in ("coverage", "size")}}
+    return {**results, **{name: others[name] for name in ("timings", "beyond", "speed")}, "sweeps": {name: others[f"sweep-{name}"] for name in ("coverage", "size")}}
 
 
 def write_readme(folder, again):
@@ -366,6 +402,7 @@ def write_readme(folder, again):
     (KEPT / "again").mkdir(parents=True, exist_ok=True)
     for file in [*folder.glob("*.json"), *folder.glob("*.png")]:
         shutil.copy(file, KEPT / file.name)
+    shutil.copy(folder / "bank-tldr.npz", KEPT / "bank-tldr.npz")
     shutil.copy(again / "results.json", KEPT / "again" / "results.json")
     shutil.copy(again / "timings.json", KEPT / "timings.json")
     text = fill((ROOT / "README.md").read_text(), load_kept())

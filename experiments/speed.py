@@ -29,7 +29,7 @@ from overopt import exit_status, pick_device, prepare
 from policy import Config, LanguageModel, TrainConfig, draw, log_probs, sample, train_lm
 from ppo import PPOConfig, ppo
 from processes import Team, together
-from report import table
+from report import speed_section
 from rm import RewardModel, bradley_terry_loss
 import world
 
@@ -38,19 +38,6 @@ MEMBERS, ROWS, BON = 25, 512, 64          # reward models; sequences without PAD
 POLICY_STEPS = 300                        # of the policy's training: enough for texts of natural length
 TRAINING_STEPS = 60                       # of a training, in one process or in several
 PEAK_SIZE = 2048                          # of the square matrices that set the yardstick; four times that on a GPU
-WHAT = {
-    "score": "25 reward models x 512 sequences of 40 tokens",
-    "score_loop": "the same, member by member",
-    "score_batched": "the same, all members in one forward pass",
-    "score_bon": "25 reward models x 64 prompts x 64 responses",
-    "sample_full": "512 prompts x 24 tokens, no stop",
-    "sample_bon": "64 prompts x 64 samples, up to 24 tokens",
-    "lm_step": "a training step on 64 texts of up to 40 tokens",
-    "rm_step": "a training step on 64 pairs",
-    "ppo_update": "128 prompts, rewarded by 5 reward models",
-}
-
-
 def in_turn(functions, rounds, device, label):
     """{name: function} -> {name: median seconds}. One after the other, so that a busy moment of the machine hits all alike."""
     seconds = {name: [] for name in functions}
@@ -194,7 +181,7 @@ def trainings(team, each):
 
 @torch.no_grad()
 def measure(device, rounds):
-    """Everything -> {"gemm_peak", "workloads", "ideas", "growth", "widths", "samples"}."""
+    """Everything -> {"hardware", "gemm_peak", an object for each workload, "ideas", "growth", "widths", "samples"}."""
     bench = Bench(device, MEMBERS)
     with torch.enable_grad():
         bench.train_policy()
@@ -218,25 +205,8 @@ def measure(device, rounds):
     benches = {width: Bench(device, members=1, width=width) for width in (32, 64, 128, 256)}
     widths = in_turn({width: lambda b=b: b.rms[0](b.posts[:ROWS], b.full[:ROWS]) for width, b in benches.items()}, rounds, device, "widths")
     samples = in_turn({n: lambda n=n: sample(bench.policy, bench.posts[:BON], R, bench.generator, n=n) for n in (1, 4, 16, 64)}, rounds, device, "samples")
-    return {"gemm_peak": peak, "workloads": workloads, "ideas": ideas, "growth": growth, "widths": widths, "samples": samples}
-
-
-def speed_tables(found, hardware):
-    """The tables, as the README has them."""
-    ms = lambda seconds: f"{seconds * 1e3:.1f}"
-    times = lambda a, b: f"{a / b:.1f}x"
-    return "\n\n".join([
-        f"On {hardware}; one large float32 product runs at {found['gemm_peak'] / 1e9:.0f} GFLOP/s.",
-        table(["workload", "", "ms", "per second", "GFLOP/s", "of GEMM peak"],
-              [[f"`{name}`", WHAT[name], ms(x["seconds"]), f"{x['per_second']:,.0f}", f"{x['flops_per_second'] / 1e9:.0f}", f"{x['gemm_share']:.2f}"]
-               for name, x in found["workloads"].items()]),
-        "What each idea gives, in milliseconds:",
-        table(["idea", "without", "with", "gain"], [[name, ms(a), ms(b), times(a, b)] for name, (a, b) in found["ideas"].items()]),
-        "How the cost of scoring grows, in milliseconds (sequences of 40 tokens):",
-        table(["members", "sequences", "member by member", "all in one pass", "gain"],
-              [[x["members"], x["sequences"], ms(x["loop"]), ms(x["batched"]), times(x["loop"], x["batched"])] for x in found["growth"]]),
-        "With the width, 512 sequences, one member: " + ", ".join(f"{ms(s)} ms at {width}" for width, s in found["widths"].items())
-        + ". Sampling, with the samples for each of 64 prompts: " + ", ".join(f"{ms(s)} ms for {n}" for n, s in found["samples"].items()) + "."])
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type.upper()}, {torch.get_num_threads()} threads"
+    return {"hardware": name, "gemm_peak": peak, **workloads, "ideas": ideas, "growth": growth, "widths": widths, "samples": samples}
 
 
 def main(argv=None):
@@ -254,10 +224,9 @@ def main(argv=None):
         if given.json:
             prepare(given.json.parent)                        # better now than after minutes
         found = measure(device, given.rounds)
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type.upper()}, {torch.get_num_threads()} threads"
-        print(speed_tables(found, name))
+        print(speed_section({"speed": found}))
         if given.json:
-            write_whole(given.json, lambda file: file.write(to_json({**found.pop("workloads"), **found, "hardware": name})))
+            write_whole(given.json, lambda file: file.write(to_json(found)))
 
     return exit_status(work)
 

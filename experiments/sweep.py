@@ -143,8 +143,6 @@ def sweep(name, settings, device, out, cache, team):
 
 def work(team, settings, device, out, name):
     """What one process does."""
-    if settings.task == "all":
-        raise ValueError("--task: a sweep takes one task at a time")
     device = pick_device(device, team.rank)
     found = sweep(name, settings, device, out, Cache(out / "cache", device), team)
     print(f"\n{sweep_table(found)}\n\nsweep-{name}.json and .png are in {out}")
@@ -155,7 +153,12 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=SWEEPS)
     *common, own = parse(argv, parser)
-    return launch(work, *common, own["name"])
+
+    def look():
+        if common[0].task == "all":
+            raise ValueError("--task: a sweep takes one task at a time")
+
+    return launch(work, *common, own["name"], look=look)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+import report
 import speed
 from policy import LanguageModel
 
@@ -40,7 +41,7 @@ def test_from_the_command_line(monkeypatch, tmp_path, capsys):
         monkeypatch.setattr(speed, name, value)
     assert speed.main(["--rounds", "1", "--device", "cpu", "--json", str(tmp_path / "new" / "speed.json")]) == 0
     found, out = json.loads((tmp_path / "new" / "speed.json").read_text()), capsys.readouterr().out
-    for name in speed.WHAT:
+    for name in report.WORKLOADS:
         row = found[name]
         assert all(row[key] > 0 for key in ("seconds", "per_second", "flops_per_second", "gemm_peak")) and 0 < row["gemm_share"] < 1, name
         assert f"`{name}`" in out
