@@ -11,47 +11,35 @@ of them has seen. Writes real.json, real.png and a cache into --out; an interrup
 There is no policy and no gold reward here: who is right, only the file says.
 """
 import argparse
-from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property, partial
-import gzip
-import hashlib
-import json
 import os
 from pathlib import Path
 import random
-import re
 import sys
-from threading import Thread
-import zlib
 
 sys.path.insert(0, str(Path(__file__).parent.parent))        # the five files live one folder up
 
 import numpy as np
-import tiktoken
 import torch
-from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
 
 from analysis import agreement_findings, aggregate, mean_over
-from cache import Cache, code_of, fingerprint, rounded, to_json, write_whole
+from cache import Cache, code_of, rounded, to_json, write_whole
 from claims import powers_of_two, relations
 from ensemble import Ensemble, groups
 from figures import real_figure, write_figure
 from overopt import MOST_PROCESSES, exit_status, flag, pick_device, prepare, setting
+from pairs import LEAST_PAIRS, enough, in_words, read_pairs, split, tokenise
 from pipeline import Pipeline
 from policy import Config, LanguageModel, TrainConfig, train_lm
 from processes import together
 from report import KINDS, table
 from rm import RewardModel, normalise, train_rm
 
-LEAST_PAIRS = 50             # fewer say nothing
-TURN = "\n\nAssistant:"      # where a response begins in a dialogue
-PATTERN = r" ?\w+| ?[^\w\s]+|\s+(?!\S)|\s+"      # what pairs are never merged across: means the same to Python and to tiktoken
 RM_BATCH, LM_BATCH = 32, 16  # pairs, and texts, per update
 NORMALISATION_TEXTS = 512
 BINS = 8                     # of the calibration curve
-REAL_CODE = code_of("policy.py", "rm.py", Ensemble)
+PAIRS_CODE, TRAINING_CODE = code_of("experiments/pairs.py"), code_of("policy.py", "rm.py", Ensemble)
 
 
 @dataclass(frozen=True)
@@ -89,153 +77,6 @@ def check(s):
         raise ValueError(f"{flag('width')}: {s.width} is not a multiple of {flag('heads')} {s.heads}")
 
 
-# ----- the file -----------------------------------------------------------------------------------------
-
-def common_prompt(chosen, rejected):
-    """What two dialogues have in common, back to where the last speaker's turn begins, or to the last white space if nobody speaks:
-    common_prompt("Tea is hot.", "Tea is here.") == "Tea is ". So that no response begins in the middle of a word."""
-    common = os.path.commonprefix([chosen, rejected])
-    turn = common.rfind(TURN)
-    return common[:turn + len(TURN)] if turn >= 0 else re.match(r"(.*\s)?", common, re.S)[0]
-
-
-def read_row(line):
-    """A line (bytes), in either layout -> (prompt, chosen, rejected), three texts. ValueError says what is wrong with it."""
-    try:
-        row = json.loads(line.decode())
-    except UnicodeDecodeError:
-        raise ValueError("not UTF-8") from None
-    except (ValueError, RecursionError):
-        raise ValueError("broken JSON") from None
-    if not isinstance(row, dict) or not {"chosen", "rejected"} <= row.keys():
-        raise ValueError("without the fields chosen and rejected")
-    texts = [row[name] for name in ("chosen", "rejected", "prompt") if name != "prompt" or row.get(name) is not None]
-    if not all(isinstance(text, str) for text in texts):
-        raise ValueError("a field is not a text (lists of messages are not read)")
-    # Half an emoji, as careless cutting leaves it, is no character: no encoding would take it.
-    chosen, rejected, *prompt = (text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts)
-    prompt = prompt[0] if prompt else common_prompt(chosen, rejected)
-    if chosen == rejected:
-        raise ValueError("an empty field" if not chosen.strip() else "chosen equals rejected")
-    if chosen.startswith(prompt) and rejected.startswith(prompt):        # dialogues, and some files repeat the prompt in both
-        chosen, rejected = chosen[len(prompt):], rejected[len(prompt):]
-    if not (chosen.strip() and rejected.strip() and (prompt.strip() or len(texts) == 2)):
-        raise ValueError("an empty field")
-    return prompt, chosen, rejected
-
-
-def read_pairs(path):
-    """A file -> (pairs, lines, skipped, hash): pairs [(line number, prompt, chosen, rejected)], lines how many there are, skipped {reason:
-    [line numbers]}. ValueError if it is no such file or has too few pairs."""
-    data = path.read_bytes()
-    content = hashlib.sha256(data).hexdigest()
-    if data[:2] == b"\x1f\x8b":                      # gzip, whatever its name
-        try:
-            data = gzip.decompress(data)
-        except (OSError, EOFError, zlib.error) as error:
-            raise ValueError(f"{path}: is damaged gzip ({error})") from None
-    elif path.suffix == ".gz":
-        raise ValueError(f"{path}: is not gzip (if it is plain text, take .gz off its name)")
-    pairs, skipped, lines = [], defaultdict(list), data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    for number, line in enumerate(tqdm(lines, "reading", leave=False, disable=None), 1):
-        if line.strip():
-            try:
-                pairs.append((number, *read_row(line)))
-            except ValueError as error:
-                skipped[str(error)].append(number)
-    enough(path, len(pairs), skipped)
-    return pairs, len(pairs) + sum(map(len, skipped.values())), dict(skipped), content
-
-
-def in_words(skipped, join="; "):
-    """{reason: line numbers} -> "broken JSON: 4 (lines 2, 5, 9, ...); ..."."""
-    return join.join(f"{reason}: {len(n)} (line{'s'[:len(n) > 1]} {', '.join(map(str, n[:3]))}{', ...' if len(n) > 3 else ''})" for reason, n in skipped.items())
-
-
-def enough(path, count, skipped):
-    """ValueError if too few pairs are left."""
-    if count < LEAST_PAIRS:
-        raise ValueError(f"{path}: has {count} usable pairs, at least {LEAST_PAIRS} are needed. Skipped: {in_words(skipped) or 'none'}")
-
-
-# ----- tokens -------------------------------------------------------------------------------------------
-
-def gpt2(seconds=10):
-    """tiktoken's gpt2 encoding; None if it is not cached, and not reached in so many seconds (tiktoken itself would wait for ever)."""
-    found = []
-
-    def load():
-        try:
-            found.append(tiktoken.get_encoding("gpt2"))
-        except Exception:                            # no network, a proxy's answer, a full disk: whatever it is, there is the other one
-            pass
-
-    thread = Thread(target=load, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return found[0] if found else None
-
-
-def train_bpe(texts, size):
-    """Byte-pair encoding: all 256 bytes, then again and again the pair that is most frequent within words becomes a token, until there are
-    `size` tokens, or no pair occurs twice. Every text can be encoded: bytes are enough for all scripts."""
-    words = Counter(word for text in texts for word in re.findall(PATTERN, text))
-    parts, times = [[bytes([b]) for b in word.encode()] for word in words], list(words.values())
-    ranks, counts, where = {bytes([b]): b for b in range(256)}, Counter(), defaultdict(set)
-
-    def count(i, sign):
-        for pair in zip(parts[i], parts[i][1:]):
-            counts[pair] += sign * times[i]
-            where[pair].add(i)                       # may stay after the pair is gone: then nothing is merged there
-
-    for i in range(len(parts)):
-        count(i, 1)
-    with tqdm(total=size, desc="byte pairs", leave=False, disable=None) as bar:
-        while len(ranks) < size and counts and counts[pair := max(counts, key=counts.get)] > 1:
-            merged = b"".join(pair)
-            ranks.setdefault(merged, len(ranks))     # subtle: "ab" + "c" and "a" + "bc" are one token
-            for i in sorted(where.pop(pair)):
-                count(i, -1)
-                new = []
-                for part in parts[i]:
-                    if new and (new[-1], part) == pair:
-                        new[-1] = merged
-                    else:
-                        new.append(part)
-                parts[i] = new
-                count(i, 1)
-            del counts[pair]
-            bar.update(len(ranks) - bar.n)
-    return tiktoken.Encoding("own", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
-
-
-def cut(prompt, chosen, rejected, room):
-    """Three lists of ids -> prompt + chosen and prompt + rejected, each of at most `room` ids. The prompt loses its left, and as much of it
-    in both; a response that is too long alone loses its end: cut([1, 2, 3], [4, 5], [6], 4) == [[2, 3, 4, 5], [2, 3, 6]]."""
-    responses = [chosen[:room], rejected[:room]]
-    start = max(0, len(prompt) + max(map(len, responses)) - room)
-    return [prompt[start:] + response for response in responses]
-
-
-def split(prompts, share, seed):
-    """Which pairs are held out: (N,) booleans, about that share of them true, the pairs of a prompt on one side. ValueError if
-    there are too few prompts."""
-    places, held = defaultdict(list), np.zeros(len(prompts), dtype=bool)
-    for i, prompt in enumerate(prompts):
-        places[prompt].append(i)
-    order = sorted(places)
-    random.Random(seed).shuffle(order)
-    for prompt in order:
-        if held.sum() + len(places[prompt]) <= max(share * len(prompts), 1):
-            held[places[prompt]] = True
-    if held.sum() < share * len(prompts) / 2:
-        raise ValueError(f"{len(prompts)} pairs have {len(places)} different prompts: too few to hold {share:.0%} of the pairs out")
-    return held
-
-
-TOKENS_CODE = [fingerprint(function) for function in (read_row, common_prompt, train_bpe, cut, split)]
-
-
 class Real(Pipeline):
     """The stages of a run on a file: see pipeline.py. The prompt that a reward model gets is a single EOS, as if another text had ended there;
     the file's prompt and response together are its "response", so their lengths are free."""
@@ -246,39 +87,15 @@ class Real(Pipeline):
 
     @cached_property
     def tokens(self):
-        """{rows (N, 2, R) of chosen and rejected, lengths (N, 2) of the whole responses, held_out (N,), vocabulary, and in words what was done}."""
+        """What pairs.tokenise makes of the file, with held_out (N,), booleans, and all that was skipped {reason: line numbers}; and its key."""
         s = self.s
         def compute():
-            pairs, texts = self.pairs, [text for _, *pair in self.pairs for text in pair]
-            encoding = gpt2() if s.encoding != "own" else None
-            if s.encoding == "gpt2" and encoding is None:
-                raise ValueError(f"{flag('encoding')}: gpt2 is neither cached nor reachable")
-            encoding = encoding or train_bpe(texts, s.vocabulary)
-            ids = [encoding.encode_ordinary(text) for text in tqdm(texts, "encoding", leave=False, disable=None)]
-            counts = Counter(i for row in ids for i in row)
-            place = {i: n for n, (i, _) in enumerate(counts.most_common(s.vocabulary))}
-            unknown, eos, pad = range(len(place), len(place) + 3)
-            ids = [[place.get(i, unknown) for i in row] for row in ids]
-            rows, kept, equal, shortened = [], [], [], Counter()
-            for n, (prompt, *responses) in enumerate(zip(ids[::3], ids[1::3], ids[2::3])):
-                chosen, rejected = (response + [eos] for response in responses)
-                both = cut(prompt, chosen, rejected, s.context - 1)
-                if both[0] == both[1]:
-                    equal.append(pairs[n][0])
-                    continue
-                kept.append(n)
-                rows += [torch.tensor(row) for row in both]
-                shortened["prompts"] += len(prompt) + max(map(len, (chosen, rejected))) >= s.context
-                shortened["responses"] += max(map(len, (chosen, rejected))) >= s.context
-            skipped = self.skipped | ({"equal once cut, or without rare tokens": equal} if equal else {})
-            enough(self.file, len(kept), skipped)
-            prompts = [pairs[n][1] or pairs[n][2] for n in kept]                         # without a prompt each pair is its own
-            return {"rows": pad_sequence(rows, True, pad).view(len(kept), 2, -1), "vocabulary": pad + 1,
-                    "lengths": torch.tensor([[len(ids[3 * n + 1]), len(ids[3 * n + 2])] for n in kept]),
-                    "held_out": torch.from_numpy(split(prompts, s.held_out, self.seed_for("held out"))), "skipped": skipped,
-                    "encoding": "gpt2 of tiktoken" if encoding.name == "gpt2" else "byte pairs of the file",
-                    "cut": dict(shortened), "unknown": sum(n for i, n in counts.items() if i not in place) / counts.total()}
-        return self.stage("tokens", "seed pairs held_out encoding vocabulary context", compute, self.content, TOKENS_CODE)
+            data = tokenise(self.pairs, s.encoding, s.vocabulary, s.context)
+            skipped = self.skipped | ({"equal once cut, or without rare tokens": data["equal"]} if data["equal"] else {})
+            enough(self.file, len(data["kept"]), skipped)
+            prompts = [self.pairs[n][1] or self.pairs[n][2] for n in data["kept"]]        # without a prompt each pair has its own
+            return data | {"skipped": skipped, "held_out": torch.from_numpy(split(prompts, s.held_out, self.seed_for("held out")))}
+        return self.stage("tokens", "seed pairs held_out encoding vocabulary context", compute, self.content, PAIRS_CODE)
 
     def language_model(self, width, state=None, seed=0):
         (data, _), s = self.tokens, self.s
@@ -299,7 +116,7 @@ class Real(Pipeline):
             config = TrainConfig(steps=self.s.pretrain_steps, batch_size=LM_BATCH)
             losses = train_lm(model, torch.cat([self.begin(texts), texts], 1), config, self.seed_for("order", p), label=f"pretraining {p}")
             return {"state": model.state_dict(), "loss": losses[-20:].mean().item()}
-        return self.stage(f"pretrain-{p}", "seed width layers heads pretrain_steps", compute, key, LM_BATCH, REAL_CODE)
+        return self.stage(f"pretrain-{p}", "seed width layers heads pretrain_steps", compute, key, LM_BATCH, TRAINING_CODE)
 
     def train_reward_model(self, p, f):
         """Reward model (p, f) -> its rewards (held-out pairs, 2), normalised, and the std that they were divided by."""
@@ -312,12 +129,12 @@ class Real(Pipeline):
             texts = pairs.flatten(0, 1)[:NORMALISATION_TEXTS]
             normalise(rm, self.begin(texts), texts)
             return {"rewards": Ensemble([rm]).scores(self.begin(held), held).view(-1, 2), "std": rm.std.item()}
-        return self.stage(f"rm-{p}-{f}", "rm_epochs eta", compute, key, RM_BATCH, NORMALISATION_TEXTS, REAL_CODE)
+        return self.stage(f"rm-{p}-{f}", "rm_epochs eta", compute, key, RM_BATCH, NORMALISATION_TEXTS, TRAINING_CODE)
 
 
 # ----- what the reward models say -------------------------------------------------------------------------
 
-def spread(values):
+def over_seeds(values):
     """(P, F) -> mean and std over the grid; std within a pretraining (root of the mean variance), and of the pretrainings' means."""
     within = values.var(1, ddof=1).mean() ** 0.5 if values.shape[1] > 1 else None
     return {"mean": values.mean(), "std": values.std(), "std_within": within, "std_between": values.mean(1).std(ddof=1) if len(values) > 1 else None}
@@ -356,17 +173,17 @@ def findings(rewards, stds, lengths, P, F):
     in_pairs, pooled = agreement_findings(centred, [], kinds, [1, 2]), agreement_findings(pool, [], kinds, powers_of_two(max(2, pool.shape[-1] // 8)))
     all_texts = agreement_findings(rewards.reshape(pool.shape), [], kinds, [1])
     unequal = longer != 0
-    prefers = (right == (longer > 0))[:, unequal].mean(1)
+    prefers_longer = over_seeds((right == (longer > 0))[:, unequal].mean(1).reshape(P, F)) if unequal.any() else None
     return {
-        "accuracy": {**spread(share.reshape(P, F)), "all": share.reshape(P, F), "sampling_std": (share.mean() * (1 - share.mean()) / len(longer)) ** 0.5,
+        "accuracy": {**over_seeds(share.reshape(P, F)), "all": share.reshape(P, F), "sampling_std": (share.mean() * (1 - share.mean()) / len(longer)) ** 0.5,
                      "kinds": {kind: (r[..., 0] > r[..., 1]).mean() for kind, r in of_kind.items()}},
         "agreement": {"decisions": {k: mean_over(alike, pairs[k]) for k in ("same", "other")}, "by_chance": {k: mean_over(by_chance, pairs[k]) for k in ("same", "other")},
                       "rank_correlation": all_texts["rank_correlation"]["sft"], "rank_correlation_in_pairs": pooled["rank_correlation"]["sft"]},
         "calibration": {"single": calibration(difference * stds[:, None]), "all": calibration((difference * stds[:, None]).mean(0))},
         "length": {"chosen_longer": (longer > 0)[unequal].mean() if unequal.any() else None, "equal": (~unequal).mean(), "tokens": lengths.mean(0),
-                   "correlation": either_order(np.ones(len(longer)), longer), "rm_correlation": spread(either_order(difference, longer).reshape(P, F)),
-                   "rm_decision_correlation": spread(either_order(np.where(right, 1.0, -1.0), longer).reshape(P, F)),
-                   "rm_prefers_longer": spread(prefers.reshape(P, F)),
+                   "correlation": either_order(np.ones(len(longer)), longer), "rm_correlation": over_seeds(either_order(difference, longer).reshape(P, F)),
+                   "rm_decision_correlation": over_seeds(either_order(np.where(right, 1.0, -1.0), longer).reshape(P, F)),
+                   "rm_prefers_longer": prefers_longer,
                    "accuracy_longer_chosen": right[:, longer > 0].mean() if (longer > 0).any() else None,
                    "accuracy_shorter_chosen": right[:, longer < 0].mean() if (longer < 0).any() else None},
         "bon": {"pairs": in_pairs["bon_reward"], "pool": {"n": powers_of_two(max(2, pool.shape[-1] // 8)), **pooled["bon_reward"]}}}
@@ -377,7 +194,7 @@ def number(x, digits=3):
 
 
 def plus_minus(found):
-    return f"{number(found['mean'])} +- {number(found['std'])}"
+    return f"{number(found['mean'])} +- {number(found['std'])}" if found else "-"
 
 
 def report(r):
