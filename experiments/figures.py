@@ -194,12 +194,12 @@ def real_figure(results):
     calibration.set(title="Calibration on held-out pairs", xlabel="chance it gives to its favourite", ylabel="share right")
     found = results["length"]
     bars = {"all pairs": results["accuracy"]["mean"], "the longer chosen": found["accuracy_longer_chosen"], "the shorter chosen": found["accuracy_shorter_chosen"],
-            "longer preferred: file": found["chosen_longer"], "by reward models": (found["rm_prefers_longer"] or {"mean": None})["mean"]}
+            "longer preferred: the file": found["chosen_longer"], "by reward models": (found["rm_prefers_longer"] or {"mean": None})["mean"]}
     drawn = length.barh(list(bars), [value or 0 for value in bars.values()], color=["#888888"] * 3 + ["#0072b2"] * 2)
     length.bar_label(drawn, fmt="%.2f", padding=2, fontsize=10)
     length.invert_yaxis()
     length.margins(x=0.18)
-    length.set(title="Accuracy, and who prefers the longer response")
+    length.set(title="Accuracy; longer preferred")
     for axis in (picks, calibration):
         axis.legend(fontsize=10)
     return figure

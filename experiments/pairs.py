@@ -194,11 +194,11 @@ def tokenise(pairs, encoding_name, size, context):
 
 
 def split(prompts, share, seed):
-    """Which pairs are held out: (N,) booleans, about that share of them true, the pairs of a prompt on one side. ValueError if
-    there are too few prompts."""
+    """Which pairs are held out: (N,) booleans, about that share of them true, the pairs of a prompt on one side, and so are those of dialogues
+    that open alike (hh-rlhf has some at several lengths). ValueError if there are too few prompts."""
     places, held = defaultdict(list), np.zeros(len(prompts), dtype=bool)
     for i, prompt in enumerate(prompts):
-        places[prompt].append(i)
+        places[prompt.split(TURN)[0]].append(i)
     order = sorted(places)
     random.Random(seed).shuffle(order)
     for prompt in order:

@@ -93,8 +93,8 @@ class Real(Pipeline):
             data = tokenise(self.pairs, s.encoding, s.vocabulary, s.context)
             skipped = self.skipped | ({"equal once cut, or without rare tokens": data["equal"]} if data["equal"] else {})
             enough(self.file, len(data["kept"]), skipped)
-            prompts = [self.pairs[n][1] or self.pairs[n][2] for n in data["kept"]]        # without a prompt each pair has its own
-            return data | {"skipped": skipped, "held_out": torch.from_numpy(split(prompts, s.held_out, self.seed_for("held out")))}
+            held_out = split([self.pairs[n][1] or self.pairs[n][2] for n in data["kept"]], s.held_out, self.seed_for("held out"))    # no prompt: its own
+            return data | {"skipped": skipped, "held_out": torch.from_numpy(held_out)}
         return self.stage("tokens", "seed pairs held_out encoding vocabulary context", compute, self.content, PAIRS_CODE)
 
     def language_model(self, width, state=None, seed=0):
@@ -112,8 +112,8 @@ class Real(Pipeline):
         """Pretraining p: its seed sets initialisation and order. All read the training pairs' texts, chosen and rejected alike."""
         data, key = self.tokens
         def compute():
-            model, texts = self.language_model(self.s.width, seed=self.seed_for("initialisation", p)), data["rows"][~data["held_out"]].flatten(0, 1)
-            config = TrainConfig(steps=self.s.pretrain_steps, batch_size=LM_BATCH)
+            model, config = self.language_model(self.s.width, seed=self.seed_for("initialisation", p)), TrainConfig(steps=self.s.pretrain_steps, batch_size=LM_BATCH)
+            texts = data["rows"][~data["held_out"]].flatten(0, 1)
             losses = train_lm(model, torch.cat([self.begin(texts), texts], 1), config, self.seed_for("order", p), label=f"pretraining {p}")
             return {"state": model.state_dict(), "loss": losses[-20:].mean().item()}
         return self.stage(f"pretrain-{p}", "seed width layers heads pretrain_steps", compute, key, LM_BATCH, TRAINING_CODE)
@@ -135,7 +135,8 @@ class Real(Pipeline):
 # ----- what the reward models say -------------------------------------------------------------------------
 
 def over_seeds(values):
-    """(P, F) -> mean and std over the grid; std within a pretraining (root of the mean variance), and of the pretrainings' means."""
+    """(P, F) -> mean and std over the grid; std within a pretraining (root of the mean variance), and of the pretrainings' means (of whose
+    variance std_within^2 / F is finetuning's)."""
     within = values.var(1, ddof=1).mean() ** 0.5 if values.shape[1] > 1 else None
     return {"mean": values.mean(), "std": values.std(), "std_within": within, "std_between": values.mean(1).std(ddof=1) if len(values) > 1 else None}
 
@@ -170,15 +171,15 @@ def findings(rewards, stds, lengths, P, F):
     centred = rewards - rewards.mean(-1, keepdims=True)
     centred = centred / centred.std((1, 2), keepdims=True)
     pool = centred.reshape(P * F, 1, -1)
-    in_pairs, pooled = agreement_findings(centred, [], kinds, [1, 2]), agreement_findings(pool, [], kinds, powers_of_two(max(2, pool.shape[-1] // 8)))
-    all_texts = agreement_findings(rewards.reshape(pool.shape), [], kinds, [1])
+    ns = powers_of_two(max(2, pool.shape[-1] // 8))        # of nearly all there is only one best, whoever draws
+    in_pairs, pooled, texts = (agreement_findings(*x) for x in ((centred, [], kinds, [1, 2]), (pool, [], kinds, ns), (rewards.reshape(pool.shape), [], kinds, [1])))
     unequal = longer != 0
     prefers_longer = over_seeds((right == (longer > 0))[:, unequal].mean(1).reshape(P, F)) if unequal.any() else None
     return {
         "accuracy": {**over_seeds(share.reshape(P, F)), "all": share.reshape(P, F), "sampling_std": (share.mean() * (1 - share.mean()) / len(longer)) ** 0.5,
                      "kinds": {kind: (r[..., 0] > r[..., 1]).mean() for kind, r in of_kind.items()}},
-        "agreement": {"decisions": {k: mean_over(alike, pairs[k]) for k in ("same", "other")}, "by_chance": {k: mean_over(by_chance, pairs[k]) for k in ("same", "other")},
-                      "rank_correlation": all_texts["rank_correlation"]["sft"], "rank_correlation_in_pairs": pooled["rank_correlation"]["sft"]},
+        "agreement": {**{name: {k: mean_over(matrix, pairs[k]) for k in ("same", "other")} for name, matrix in (("decisions", alike), ("by_chance", by_chance))},
+                      "rank_correlation": texts["rank_correlation"]["sft"], "rank_correlation_in_pairs": pooled["rank_correlation"]["sft"]},
         "calibration": {"single": calibration(difference * stds[:, None]), "all": calibration((difference * stds[:, None]).mean(0))},
         "length": {"chosen_longer": (longer > 0)[unequal].mean() if unequal.any() else None, "equal": (~unequal).mean(), "tokens": lengths.mean(0),
                    "correlation": either_order(np.ones(len(longer)), longer), "rm_correlation": over_seeds(either_order(difference, longer).reshape(P, F)),
@@ -186,11 +187,11 @@ def findings(rewards, stds, lengths, P, F):
                    "rm_prefers_longer": prefers_longer,
                    "accuracy_longer_chosen": right[:, longer > 0].mean() if (longer > 0).any() else None,
                    "accuracy_shorter_chosen": right[:, longer < 0].mean() if (longer < 0).any() else None},
-        "bon": {"pairs": in_pairs["bon_reward"], "pool": {"n": powers_of_two(max(2, pool.shape[-1] // 8)), **pooled["bon_reward"]}}}
+        "bon": {"pairs": {"n": [1, 2], **in_pairs["bon_reward"]}, "pool": {"n": ns, **pooled["bon_reward"]}}}
 
 
 def number(x, digits=3):
-    return "-" if x is None else f"{x:.{digits}f}"
+    return "-" if x is None else f"{x + 0.0:.{digits}f}"        # + 0.0: no "-0.00"
 
 
 def plus_minus(found):
@@ -213,8 +214,8 @@ def report(r):
     return f"""
 Accuracy on {f['held_out']} held-out pairs
 
-One reward model: {plus_minus(a)} (std over the grid). Std within a pretraining {number(a['std_within'])}, of the means of pretrainings {number(a['std_between'])}; so many pairs alone leave
-every accuracy an error of {number(a['sampling_std'])}. Ensembles take the mean reward:
+One reward model: {plus_minus(a)} (std over the grid). Std within a pretraining {number(a['std_within'])}, of the means of pretrainings {number(a['std_between'])}.
+That there are no more pairs leaves each accuracy a standard error of {number(a['sampling_std'])}, the same error for all of them. Ensembles take the mean reward:
 
 {table(["accuracy", "mean over the grid"], accuracies)}
 
@@ -232,8 +233,10 @@ Length, in tokens: chosen {l['tokens'][0]:.0f}, rejected {l['tokens'][1]:.0f}, o
 
 Accuracy where the longer response was chosen {number(l['accuracy_longer_chosen'])}, where the shorter {number(l['accuracy_shorter_chosen'])}.
 
-Best of n, as far as a file allows: reward of a reward model's pick. The file has two responses to a prompt. So n = 2 picks from each pair; and the pool is all held-out responses,
-to different prompts, each less the mean of its pair: what it has over the other one. In standard deviations of each reward model's own such rewards.
+Best of n, as far as a file allows: the reward of a reward model's pick
+
+With two responses to a prompt n goes no further than 2, the pair. The pool takes all held-out responses, to different prompts, each less the mean
+of its pair: what it has over the other one, so that no prompt wins by itself. Unit: the std of a reward model's own such rewards.
 
 {table(["scored by", "pair: n=2", *[f"pool: n={n}" for n in b['pool']['n']]], picks)}
 """
@@ -260,7 +263,7 @@ def work(team, s, device, out, file, read):
         return
     found = findings(torch.stack([rm["rewards"] for rm in grid]).cpu().double().numpy(), np.array([rm["std"] for rm in grid]),
                      data["lengths"][held].cpu().double().numpy(), s.pretrain_seeds, s.finetune_seeds)
-    results = rounded({"settings": asdict(s), "file": read_as, "pretraining_loss": losses, **found, "seconds": sum(run.cache.seconds.values())})
+    results = rounded({"settings": asdict(s), "file": read_as, "pretraining_loss": losses, **found, "stage_seconds": run.cache.seconds})
     write_whole(out / "real.json", lambda file: file.write(to_json(results)))
     write_figure(real_figure(results), out / "real.png")
     print(report(results))
@@ -272,7 +275,8 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, help="preference pairs, one a line, in JSON; gzipped or not")
     parser.add_argument("--device", default="auto", help="auto (cuda if there is one, else cpu), cpu, cuda or mps")
-    parser.add_argument("--processes", type=int, default=min(MOST_PROCESSES, os.cpu_count() or 1), help="how many share the work, a thread each (default %(default)s)")
+    parser.add_argument("--processes", type=int, default=min(MOST_PROCESSES, os.cpu_count() or 1),
+                        help="how many share the work, a thread each; the results are the same (default %(default)s)")
     parser.add_argument("--traceback", action="store_true", help="on an error show where in the code it arose")
     parser.add_argument("--out", type=Path, default=Path("runs") / "real", help="folder for results, figure and cache (default %(default)s)")
     for f in fields(Settings):

@@ -123,7 +123,8 @@ def test_a_senseless_flag_is_named(tmp_path, capsys, flags, message):
 
 # ----- tokens ---------------------------------------------------------------------------------------
 
-TEXTS = ["the tea is hot, the cup is hot", "чай горячий, 茶は熱い, الشاي ساخن", "👩‍🚀 🎉🎉 e\u0301 \u200d", "  two  spaces\n\n\ttab ", "\x00 <|endoftext|>", "a" * 500]
+TEXTS = ["the tea is hot, the cup is hot", "чай горячий, 茶は熱い, الشاي ساخن", "👩‍🚀 🎉🎉 e\u0301 \u200d", "  two  spaces\n\n\ttab ", "\x00 <|endoftext|>",
+         "a" * 500]
 
 
 def test_byte_pairs_keep_every_text():
@@ -170,7 +171,8 @@ def test_gpt2_gives_up(monkeypatch):
 
 def test_rare_tokens_become_one(monkeypatch):
     """An embedding of 50,000 rows, or EOS and PAD that a rare token shares; pairs that differ in rare tokens alone are no pairs."""
-    monkeypatch.setattr(tiktoken, "get_encoding", lambda name: tiktoken.Encoding("gpt2", pat_str=r"(?s).", mergeable_ranks={bytes([b]): b for b in range(256)}, special_tokens={}))
+    letters = tiktoken.Encoding("gpt2", pat_str=r"(?s).", mergeable_ranks={bytes([b]): b for b in range(256)}, special_tokens={})
+    monkeypatch.setattr(tiktoken, "get_encoding", lambda name: letters)
     data = tokenise([(1, "aaa", "bb", "cc"), (2, "aaa", "bbx", "bby"), (3, "a", "b", "xyz")], "auto", 3, 16)
     assert data["encoding"] == "gpt2 of tiktoken" and data["vocabulary"] == 6 and data["equal"] == [2] and data["kept"] == [0, 2]
     assert data["rows"].shape == (2, 2, 6) and data["unknown"] == pytest.approx(5 / 21)
@@ -197,11 +199,13 @@ def test_equal_once_cut_is_dropped_and_told(tmp_path, capsys):
 
 
 def test_no_prompt_on_both_sides():
-    """A prompt that is trained on and tested on; one prompt for all, so that nothing can be held out."""
+    """A prompt that is trained on and tested on, or the opening of one; one prompt for all, so that nothing can be held out."""
     prompts = [f"prompt {i % 40}" for i in range(100)]
     held = split(prompts, 0.2, 0)
     inside, outside = ({p for p, h in zip(prompts, held) if h == side} for side in (True, False))
     assert not inside & outside and 15 <= held.sum() <= 20 and (split(prompts, 0.2, 1) != held).any()
+    longer = split([f"\n\nHuman: {i % 40}\n\nAssistant:" + i // 40 * " a\n\nHuman: b\n\nAssistant:" for i in range(100)], 0.2, 0)
+    assert not {i % 40 for i in np.flatnonzero(longer)} & {i % 40 for i in np.flatnonzero(~longer)}
     with pytest.raises(ValueError, match="100 pairs have 1 different prompts: too few"):
         split(["one"] * 100, 0.2, 0)
 
@@ -256,7 +260,7 @@ def test_a_planted_word_is_found_and_the_files_are_whole(tmp_path, capsys):
     assert found["accuracy"]["mean"] > 0.9 and np.shape(found["accuracy"]["all"]) == (2, 2)
     assert found["file"]["skipped"] == {"broken JSON": {"count": 1, "first_lines": [1]}} and found["file"]["lines"] == 201
     assert found["file"]["encoding"] == "byte pairs of the file" and found["file"]["used"] == 200 and found["file"]["held_out"] == 60
-    assert set(found) == {"settings", "file", "pretraining_loss", "accuracy", "agreement", "calibration", "length", "bon", "seconds"}
+    assert set(found) == {"settings", "file", "pretraining_loss", "accuracy", "agreement", "calibration", "length", "bon", "stage_seconds"}
     assert (out / "real.png").read_bytes().startswith(b"\x89PNG")
     said = capsys.readouterr().out
     assert "broken JSON: 1 (line 1)" in said and f"{found['accuracy']['mean']:.3f}" in said and "nan" not in said
