@@ -215,7 +215,7 @@ def report(r):
 Accuracy on {f['held_out']} held-out pairs
 
 One reward model: {plus_minus(a)} (std over the grid). Std within a pretraining {number(a['std_within'])}, of the means of pretrainings {number(a['std_between'])}.
-That there are no more pairs leaves each accuracy a standard error of {number(a['sampling_std'])}, the same error for all of them. Ensembles take the mean reward:
+That there are no more pairs leaves each accuracy a standard error of {number(a['sampling_std'])}, largely in common. Ensembles take the mean reward:
 
 {table(["accuracy", "mean over the grid"], accuracies)}
 

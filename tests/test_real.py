@@ -249,14 +249,18 @@ def test_findings_of_known_rewards():
 
 # ----- the run --------------------------------------------------------------------------------------
 
-def test_a_planted_word_is_found_and_the_files_are_whole(tmp_path, capsys):
-    """Rewards of the wrong response, or labels lost between file and loss; a number that is shown and not stored; NaN, which JSON has not."""
-    out = tmp_path / "out"
+def test_a_planted_word_is_found_and_the_files_are_whole(tmp_path, monkeypatch, capsys):
+    """Rewards of the wrong response, labels lost between file and loss, held-out pairs that are trained on; a number that is shown and not
+    stored; NaN, which JSON has not."""
+    out, train_lm, train_rm, rows = tmp_path / "out", real.train_lm, real.train_rm, []
+    monkeypatch.setattr(real, "train_lm", lambda model, texts, *rest, **more: rows.append(len(texts)) or train_lm(model, texts, *rest, **more))
+    monkeypatch.setattr(real, "train_rm", lambda rm, prompts, *rest: rows.append(len(prompts)) or train_rm(rm, prompts, *rest))
     path = written(tmp_path / "pairs.jsonl", ["not json", *made_up(200)])
     assert real.main([str(path), "--out", str(out), *SMALL, "--rm-epochs", "20"]) == 0
     def refuse(name):
         raise AssertionError(f"{name} in real.json")
     found = json.loads((out / "real.json").read_text(), parse_constant=refuse)
+    assert rows == [280] * 2 + [140] * 4 and found["file"]["training"] == 140
     assert found["accuracy"]["mean"] > 0.9 and np.shape(found["accuracy"]["all"]) == (2, 2)
     assert found["file"]["skipped"] == {"broken JSON": {"count": 1, "first_lines": [1]}} and found["file"]["lines"] == 201
     assert found["file"]["encoding"] == "byte pairs of the file" and found["file"]["used"] == 200 and found["file"]["held_out"] == 60
