@@ -16,6 +16,7 @@ from cache import write_whole
 from report import KINDS, least_weight, load_results, policy_name, view
 
 COLOURS = {"single": "#d55e00", "finetune": "#e69f00", "pretrain": "#0072b2"}
+RELATIONS = {"self": ("#d55e00", "itself"), "same": ("#e69f00", "same pretraining"), "other": ("#0072b2", "other pretraining")}
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "font.size": 12,
          "axes.titlesize": 13, "axes.titlelocation": "left", "lines.linewidth": 2, "legend.frameon": False, "savefig.dpi": 130}
 plt.rcParams.update(STYLE)
@@ -79,15 +80,14 @@ def agreement_figure(results):
     """How far reward models agree on what one of them picked, and on what the PPO policies write."""
     agreement, ns = results["agreement"], results["bon"]["n"]
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2))
-    styles = {"self": ("#d55e00", "itself"), "same": ("#e69f00", "same pretraining"), "other": ("#0072b2", "other pretraining")}
-    for relation, (colour, label) in styles.items():
+    for relation, (colour, label) in RELATIONS.items():
         if agreement["bon_reward"][relation] is not None:
             left.plot(ns, agreement["bon_reward"][relation], "o-", color=colour, label=label)
     over_n(left, ns)
     left.set(title="One reward model's pick, scored by ...", ylabel="reward (std of SFT samples)")
     ranks = agreement["rank_correlation"]
     for relation in ("same", "other"):
-        colour, label = styles[relation]
+        colour, label = RELATIONS[relation]
         if ranks["sft"][relation] is not None:
             right.scatter([row["kl"] for row in ranks["ppo"]], [row[relation] for row in ranks["ppo"]], color=colour, s=22, alpha=0.5)
             right.plot(*mean_by_weight(ranks["ppo"], relation, ranks["sft"][relation], x="kl"), "o-", color=colour, label=label)
@@ -176,6 +176,32 @@ def traits_figure(results):
         axis.margins(x=0.18)
         axis.grid(False)
     axes[0, 0].invert_yaxis()
+    return figure
+
+
+def real_figure(results):
+    """real.py: how far reward models agree on the best of n, how far they can be believed, and what they make of length."""
+    figure, (picks, calibration, length) = plt.subplots(1, 3, figsize=(16, 4.2))
+    pool = results["bon"]["pool"]
+    for relation, (colour, label) in RELATIONS.items():
+        if pool[relation] is not None:
+            picks.plot(pool["n"], pool[relation], "o-", color=colour, label=label)
+    over_n(picks, pool["n"])
+    picks.set(title="One reward model's pick, scored by ...", ylabel="reward over the pair's mean (std)")
+    calibration.plot([0.5, 1], [0.5, 1], color="grey", linestyle=":")
+    for key, colour, label in (("single", COLOURS["single"], "one reward model"), ("all", COLOURS["pretrain"], "mean of all")):
+        calibration.plot(results["calibration"][key]["chance"], results["calibration"][key]["right"], "o-", color=colour, label=label)
+    calibration.set(title="Calibration on held-out pairs", xlabel="chance it gives to its favourite", ylabel="share right")
+    found = results["length"]
+    bars = {"all pairs": results["accuracy"]["mean"], "the longer chosen": found["accuracy_longer_chosen"], "the shorter chosen": found["accuracy_shorter_chosen"],
+            "longer preferred: the file": found["chosen_longer"], "by reward models": (found["rm_prefers_longer"] or {"mean": None})["mean"]}
+    drawn = length.barh(list(bars), [value or 0 for value in bars.values()], color=["#888888"] * 3 + ["#0072b2"] * 2)
+    length.bar_label(drawn, fmt="%.2f", padding=2, fontsize=10)
+    length.invert_yaxis()
+    length.margins(x=0.18)
+    length.set(title="Accuracy; longer preferred")
+    for axis in (picks, calibration):
+        axis.legend(fontsize=10)
     return figure
 
 
