@@ -9,7 +9,8 @@
 
 Pretrains language models, trains a grid of reward models (pretraining seeds x finetuning seeds), aligns a
 policy to one of them or to an ensemble, by best-of-n and by PPO, and measures the true reward. Writes
-results.json, timings.json, figures, scores-TASK.npz and a cache into --out; an interrupted run continues where it stopped.
+results.json, timings.json, figures, scores-TASK.npz, bank-TASK.npz (to play with) and a cache into --out; an interrupted run
+continues where it stopped.
 """
 import argparse
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -214,7 +215,7 @@ def run_task(pipeline, say, guide):
 
 
 def run(team, settings, device, out, guide):
-    """Everything, from pretraining to findings -> (results, the cache). Prints a line for each part, leaves scores-TASK.npz."""
+    """Everything, from pretraining to findings -> (results, the cache). Prints a line for each part, leaves scores-TASK.npz and bank-TASK.npz."""
     s, start = settings, time.perf_counter()
     cache = Cache(out / "cache", device)
 

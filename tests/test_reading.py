@@ -2,6 +2,7 @@
 import ast
 import json
 import re
+import textwrap
 import time
 
 import matplotlib
@@ -77,7 +78,7 @@ def test_the_example_runs(tmp_path, monkeypatch):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     blocks = re.findall(r"```python\n(.*?)```", TEXT + (ROOT / "README.md").read_text(), flags=re.S)
-    examples = {block for block in blocks if "bank-" in block}
+    examples = {textwrap.dedent(block).strip() for block in blocks if "bank-" in block}
     assert len(examples) == 1, "the copy differs"
     (tmp_path / "experiments").symlink_to(ROOT / "experiments")
     monkeypatch.chdir(tmp_path)
