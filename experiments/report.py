@@ -302,6 +302,8 @@ TOUR = {
     "experiments/claims.py": "the paper's claims: statistics, bootstrap, intervals, verdicts",
     "experiments/report.py": "the closing tables, and the numbers in this file",
     "experiments/figures.py": "the figures",
+    "experiments/pairs.py": "a real preference file, from lines to tokens: read, encoded, cut, split",
+    "experiments/real.py": "reward models on real preferences: spread, agreement, calibration, length",
     "experiments/processes.py": "several processes share one run",
     "experiments/explain.py": "what `--explain` says",
     "experiments/speed.py": "how fast it is, and what each idea gives",
