@@ -24,30 +24,32 @@ from torch import nn
 from tqdm import tqdm
 
 from cache import to_json, write_whole
-from ensemble import Ensemble
+from ensemble import Ensemble, train_rms
 from overopt import exit_status, pick_device, prepare
 from policy import Config, LanguageModel, TrainConfig, draw, log_probs, sample, train_lm
 from ppo import PPOConfig, ppo
 from processes import Team, together
 from report import speed_section
-from rm import RewardModel, bradley_terry_loss
+from rm import RewardModel, bradley_terry_loss, train_rm
 import world
 
 P, R = world.PROMPT_LENGTH, world.RESPONSE_LENGTH
 MEMBERS, ROWS, BON = 25, 512, 64          # reward models; sequences without PAD; prompts of best-of-n, and samples for each
-POLICY_STEPS = 300                        # of the policy's training: enough for texts of natural length
+POLICY_STEPS = 300                        # of the policy's training
 TRAINING_STEPS = 60                       # of a training, in one process or in several
 PEAK_SIZE = 2048                          # of the square matrices that set the yardstick; four times that on a GPU
+
+
 def in_turn(functions, rounds, device, label):
     """{name: function} -> {name: median seconds}. One after the other, so that a busy moment of the machine hits all alike."""
     seconds = {name: [] for name in functions}
-    for round in tqdm(range(-1, rounds), label, leave=False, disable=None):
+    for i in tqdm(range(-1, rounds), label, leave=False, disable=None):
         for name, function in functions.items():
             start = time.perf_counter()
             function()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            if round >= 0:                   # the first one warms up
+            if i >= 0:                   # the first one warms up
                 seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
@@ -83,6 +85,7 @@ class Bench:
         self.generator = torch.Generator(device).manual_seed(0)
 
     def train_policy(self):
+        """Long enough for texts of natural length."""
         texts = torch.cat(world.sample_texts(4000, 0, world.writers(0.15)), 1).to(self.device)
         train_lm(self.policy, texts, TrainConfig(steps=POLICY_STEPS), seed=0, label="a policy")
         self.texts = texts[:64]
@@ -112,7 +115,7 @@ class Bench:
         pairs = torch.stack([chosen, rejected], 1).flatten(0, 1)
         lm_loss = lambda: -log_probs(self.policy, self.texts[:, :1], self.texts[:, 1:]).sum() / (self.texts[:, 1:] != c.pad).sum()
         rm_loss = lambda: bradley_terry_loss(*self.rms[0](prompts, pairs).view(-1, 2).unbind(1))
-        updates = ppo(copy.deepcopy(self.policy), Ensemble(self.rms[:5]), posts, PPOConfig(updates=10**6, lr=1e-9, value_lr=1e-9), world.gold)
+        updates = ppo(copy.deepcopy(self.policy), Ensemble(self.rms[:5]), posts, PPOConfig(updates=1000, lr=1e-9, value_lr=1e-9), world.gold)
         # one PPO update: samples; policy, reference and 5 rewards; forward and backward in 2 epochs
         A = L.repeat(128)[torch.arange(128) * len(L) // 128]
         learn = flops(c, 0, P + A - 1, A, V)
@@ -138,7 +141,9 @@ class Bench:
         real = tokens != self.config.pad
         last = real & (real.cumsum(1) == real.sum(1, keepdim=True))
         logits = torch.randn(BON**2, self.config.vocab_size - 1, generator=self.generator, device=self.device)
-        ensemble = Ensemble(self.rms)
+        ensemble, some = Ensemble(self.rms), self.rms[:5]
+        pairs, config = [x.to(self.device) for x in world.sample_preferences(64, 0)], TrainConfig(steps=3, batch_size=64, lr=1e-9)
+        grad = torch.enable_grad()
         return {
             "PAD is not computed": (lambda: rm.head(trunk(tokens)[last.flatten()]), lambda: rm.head(trunk(tokens, real)[last[real]])),
             "in the last layer only what is read": (lambda: rm.head(trunk(tokens, real)[last[real]]), lambda: rm(repeated, drawn)),
@@ -149,6 +154,8 @@ class Bench:
                                                               lambda: draw(logits, self.generator)),
             "8 sequences: 25 members in one forward pass": (lambda: ensemble.one_by_one(self.posts[:8], self.full[:8]),
                                                             lambda: ensemble.batched(self.posts[:8], self.full[:8])),
+            "training: 5 reward models as one batch": (grad(lambda: [train_rm(rm, *pairs, config, 0) for rm in some]),
+                                                       grad(lambda: train_rms(some, *pairs, config, 0))),
         }
 
     def growth(self):
