@@ -82,6 +82,15 @@ def test_the_task_says_all(number):
     assert checks.stubs(path)
 
 
+def test_the_table_of_the_readme():
+    """Minutes or points that the tasks do not have."""
+    table = (ASSIGNMENTS / "README.md").read_text()
+    for number, path in grade.FILES.items():
+        row = [cell.strip() for cell in next(line for line in table.splitlines() if f"`{path.name}`" in line and "|" in line).strip("|").split("|")]
+        time = re.search(r"^Time +(.*?)(?: minutes)?$", path.read_text(), re.M)[1]
+        assert row[2:] == [time, str(grade.POINTS[number])]
+
+
 logsigmoid = F.logsigmoid
 WRONG_LOSSES = [
     (lambda c, r, eta: (-logsigmoid(c - r) + eta * (c - r) ** 2).mean(), "*difference*"),
@@ -164,7 +173,7 @@ def test_a_run_of_other_code_is_not_trained_anew(quick, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("control, words", [
     (lambda a, b: (replace(a, states=b.states), b), "Keep the mean"), (lambda a, b: (replace(a, states=.6), replace(b, states=.6, wrong=a.wrong)), "nobody learns about wrong facts"),
-    (lambda a, b: (b, a), "(or now the careless one)"), (lambda a, b: world.writers(0.0), "repository's own control arm"), (lambda a, b: (a, b), "nothing is taken out"),
+    (lambda a, b: (b, a), "now the careless one"), (lambda a, b: world.writers(0.0), "repository's own control arm"), (lambda a, b: (a, b), "nothing is taken out"),
     (lambda a, b: None, "must return two world.Writer")])
 def test_wrong_controls(control, words):
     assert words in said(6, control=control, gap=lambda stated, careful: stated[careful].mean() - stated[~careful].mean())
@@ -219,6 +228,13 @@ def test_a_crash_costs_one_assignment(tmp_path):
     (tmp_path / "test_06.py").write_text("import os\n\ndef control(a, b):\n    os._exit(0)\n\ndef gap(a, b):\n    pass\n")
     found = grade.grade(tmp_path, [3, 6], tmp_path, limit=60)
     assert found[3] == (grade.POINTS[3], []) and found[6][0] == 0 and len(found[6][1]) == 1
+
+
+def test_a_function_is_missing(tmp_path):
+    """A student who renamed it."""
+    (tmp_path / "test_03.py").write_text("def best(proxy, values, n):\n    pass\n")
+    with pytest.raises(ValueError, match="has no function expected_best_of_n"):
+        verdicts(3, folder=tmp_path)
 
 
 def test_teachers_mistakes(tmp_path, capsys):

@@ -28,7 +28,7 @@ def expect(condition, words):
 def expect_numbers(name, given, shape):
     """Fail in words unless `given` is a tensor or array of finite numbers of this shape; returns it as an array."""
     expect(given is not None, f"{name} returns None: is its `return` missing?")
-    expect(not isinstance(given, tuple), f"{name} returns a tuple: torch's max, min, median and sort along an axis return (values, indices); take .values")
+    expect(not isinstance(given, tuple), f"{name} returns a tuple: of torch's max, min, median and sort along an axis take .values")
     expect(isinstance(given, (torch.Tensor, np.ndarray, float, int, np.number)), f"{name} returns a {type(given).__name__}, not numbers")
     given = given.detach().numpy() if isinstance(given, torch.Tensor) else np.asarray(given)
     expect(given.shape == shape, f"{name} returns shape {given.shape}, expected {shape}: over which axis do you sum?")
@@ -110,7 +110,8 @@ def load_run():
     from report import load_results
 
     folder = find_run()
-    expect(folder, f"this check needs trained reward models, and there is no finished run in {os.environ.get('RUN') or 'runs/overopt or runs/quick'}. "
+    sought = os.environ.get("RUN") or "runs/overopt or runs/quick"
+    expect(folder, f"this check needs trained reward models, and there is no finished run in {sought}. "
            "Run `python experiments/overopt.py --quick` first (a minute or two), or set RUN to the folder of a run")
 
     def read(name, inputs, compute):

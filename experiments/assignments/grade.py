@@ -6,7 +6,8 @@
 
 Only the functions that are a student's to write are taken from a folder; the checks are those beside this script, so run it from a clean copy
 of the repository. Each check that passes gives its share of the assignment's points. Students' code runs as you: read it first if you must.
-Assignment 5 needs a finished run (RUN, else runs/overopt, else runs/quick). Assignment 8 is scored again, into --leaderboard.
+Assignment 5 needs a finished run (RUN, else runs/overopt, else runs/quick), on which any student is graded alike. Assignment 8 is scored anew, into
+--leaderboard. A student's folder holds test_01_*.py or solution_01.py and so on; what is missing is worth nothing.
 """
 import argparse
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,10 @@ import tempfile
 from xml.etree import ElementTree
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+from cache import write_whole
+
 FILES = {int(path.stem.split("_")[1]): path for path in sorted(HERE.glob("test_*.py"))}
 POINTS = {number: int(re.search(r"^Points +(\d+)$", path.read_text(), re.M)[1]) for number, path in FILES.items()}
 
@@ -32,7 +37,8 @@ def grade(folder, numbers, scratch, bank=None, limit=200):
     environment = os.environ | {"STUDENT": folder.resolve().name, "LEADERBOARD": str(scratch / "leaderboard.jsonl"), "OMP_NUM_THREADS": "1"}
     if bank:
         environment["BANK"] = str(bank.resolve())
-    command = [sys.executable, "-m", "pytest", *(FILES[number] for number in numbers), "--of", folder.resolve(), "--junitxml", xml, "-q", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", *(FILES[number] for number in numbers), "--of", folder.resolve(), "--junitxml", xml,
+               "-q", "-p", "no:cacheprovider"]
     try:
         done = subprocess.run(command, cwd=HERE.parent.parent, env=environment, capture_output=True, text=True, timeout=limit)
         why = (done.stderr.strip() or done.stdout.strip() or "ended without a verdict").splitlines()[-1]
@@ -54,11 +60,9 @@ def table(grades, numbers):
     """{student: {number: (points, words)}} -> lines."""
     width = max(len("student"), *map(len, grades))
     cells = lambda name, row: f"{name:{width}}" + "".join(f"{x:>7}" for x in row)
-    lines = [cells("student", [f"{number:02}" for number in numbers] + ["total"]), cells("points", [POINTS[n] for n in numbers] + [sum(POINTS[n] for n in numbers)])]
-    for name, row in grades.items():
-        points = [row[number][0] for number in numbers]
-        lines.append(cells(name, [f"{x:g}" for x in points + [round(sum(points), 1)]]))
-    return lines
+    rows = {"points": [POINTS[number] for number in numbers]} | {name: [row[number][0] for number in numbers] for name, row in grades.items()}
+    heading = cells("student", [f"{number:02}" for number in numbers] + ["total"])
+    return [heading] + [cells(name, [f"{x:g}" for x in [*points, round(sum(points), 1)]]) for name, points in rows.items()]
 
 
 def leaderboard(folders):
@@ -74,11 +78,15 @@ def main(argv=None):
     parser.add_argument("--only", nargs="+", type=int, choices=FILES, metavar="N", help="these assignments (default: all)")
     parser.add_argument("--bank", type=Path, help="the bank that assignments 2 and 8 are scored on (default: the stored one)")
     parser.add_argument("--words", action="store_true", help="say what each failed check said")
-    parser.add_argument("--leaderboard", type=Path, default=Path("leaderboard.jsonl"), help="where the scores of assignment 8 go, best first (default: here)")
+    parser.add_argument("--leaderboard", type=Path, default=Path("leaderboard.jsonl"),
+                        help="where the scores of assignment 8 go, best first (default: leaderboard.jsonl in the current folder)")
     args = parser.parse_args(argv)
     names = [folder.resolve().name for folder in args.folders]
-    for wrong, why in [(folder, "is no folder") for folder in args.folders if not folder.is_dir()] + [(args.bank, "is no file")] * bool(args.bank and not args.bank.is_file()):
-        parser.error(f"{wrong} {why}")
+    for folder in args.folders:
+        if not folder.is_dir():
+            parser.error(f"{folder} is no folder")
+    if args.bank and not args.bank.is_file():
+        parser.error(f"--bank: {args.bank} is no file")
     if len(set(names)) < len(names):
         parser.error(f"two folders have one name: {', '.join(sorted(names))}")
     numbers = sorted(set(args.only or FILES))
@@ -93,7 +101,7 @@ def main(argv=None):
         for name, row in grades.items():
             print("".join(f"\n{name} {number:02} {words}" for number, (_, said) in row.items() for words in dict.fromkeys(said)))
     if rows:
-        args.leaderboard.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_whole(args.leaderboard, lambda file: file.write("".join(json.dumps(row) + "\n" for row in rows).encode()))
         print(f"\nassignment 8, gold over the ensemble's (in {args.leaderboard}):")
         print("\n".join(f"{row['difference']:+.3f} +- {row['standard_error']:.3f}  {row['student']}" for row in rows))
     return 0

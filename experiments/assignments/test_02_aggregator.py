@@ -56,12 +56,14 @@ def test_it_beats_one_reward_model():
     probe = rewards[ensembles[0]]
     yours = expect_numbers("aggregator", aggregator(probe.clone()), tuple(probe.shape[1:]))
     for name, function in AGGREGATORS.items():
-        expect(not np.allclose(yours, function(probe), atol=1e-5), f"that is `{name}`, which ensemble.py has already: one of your own, please")
+        expect(not np.allclose(yours, function(probe), atol=1e-5),
+               f"that is `{name}`, which ensemble.py has already: one of your own, please")
     single = np.mean([gold_of_best(x.numpy(), gold) for x in rewards], 0)
     mine = score(aggregator)
     table = {"SFT": gold.mean(), "one reward model": single.mean(), **{name: score(f).mean() for name, f in AGGREGATORS.items()},
              "yours": mine.mean(), "oracle": gold.max(1).mean()}
-    NOTES.append(f"gold of the best of {gold.shape[1]}, by pretrain ensembles: " + ", ".join(f"{name} {x:.2f}" for name, x in table.items()))
+    n = gold.shape[1]
+    NOTES.append(f"gold of the best of {n}, by pretrain ensembles: " + ", ".join(f"{name} {x:.2f}" for name, x in table.items()))
     gain, error = paired(mine, single)
-    expect(gain > 2 * error, f"the best of {gold.shape[1]} by yours has gold {mine.mean():.2f}, by one reward model {single.mean():.2f}: the difference "
-           f"{gain:+.2f} is not above two standard errors ({2 * error:.2f}). Is a high score high in yours too? One member that is fooled must not decide alone")
+    expect(gain > 2 * error, f"the best of {n} by yours has gold {mine.mean():.2f}, by one reward model {single.mean():.2f}: the difference {gain:+.2f} "
+           f"is not above two standard errors ({2 * error:.2f}). Is a high score high in yours too? One member that is fooled must not decide alone")

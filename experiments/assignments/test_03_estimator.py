@@ -42,12 +42,14 @@ def slips(proxy, values, n):
     weights = np.array([comb(i - 1, n - 1) / comb(N, n) for i in rank])
     return {
         "did you sort worst first? That is the expected value of the *worst* of n": ranked[:, ::-1] @ weights,
-        "you drew with replacement, (i/N)^n - ((i-1)/N)^n: the same sample twice makes it biased. Count subsets": ranked @ ((rank / N) ** n - ((rank - 1) / N) ** n),
+        "you drew with replacement, (i/N)^n - ((i-1)/N)^n: the same sample twice makes it biased. Count subsets":
+            ranked @ ((rank / N) ** n - ((rank - 1) / N) ** n),
         "that is the best of the first n alone: one draw, right on average but far noisier": values[np.arange(len(proxy)), proxy[:, :n].argmax(1)],
         "the values are sorted by themselves: they must come along in the order of the *proxy*": np.sort(values, 1) @ weights,
         "the values are not sorted: they must come along in the order of the proxy": values @ weights,
         "that is the expected *proxy*; the values are asked for": np.sort(proxy, 1) @ weights,
-        "off by one: the others of the subset are n - 1 of the i - 1 samples below": ranked @ np.array([comb(i, n) / comb(N + 1, n + 1) for i in rank]),
+        "off by one: the others of the subset are n - 1 of the i - 1 samples below":
+            ranked @ np.array([comb(i, n) / comb(N + 1, n + 1) for i in rank]),
         "the weights do not add up to 1: divide by the number of subsets of size n": ranked @ (weights * comb(N, n)),
     }
 
@@ -55,17 +57,19 @@ def slips(proxy, values, n):
 def test_every_subset_counts():
     for n in (2, 3):
         expect_close(f"your estimate for N = 6, n = {n}", expected_best_of_n(PROXY.copy(), VALUES.copy(), n), by_all_subsets(PROXY, VALUES, n),
-                     slips(PROXY, VALUES, n), "is sample i weighted by the share of subsets of size n whose best it is?")
+                     slips(PROXY, VALUES, n), "is each sample weighted by the share of subsets of size n whose best it is?")
 
 
 def test_the_two_ends():
-    expect_close("your estimate for n = N", expected_best_of_n(PROXY.copy(), VALUES.copy(), 6), VALUES[np.arange(3), PROXY.argmax(1)], slips(PROXY, VALUES, 6),
+    best = VALUES[np.arange(3), PROXY.argmax(1)]
+    expect_close("your estimate for n = N", expected_best_of_n(PROXY.copy(), VALUES.copy(), 6), best, slips(PROXY, VALUES, 6),
                  "for n = N it is the value of the sample with the highest proxy: did you sort worst first?")
-    expect_close("your estimate for n = 1", expected_best_of_n(PROXY.copy(), VALUES.copy(), 1), VALUES.mean(1), {}, "one sample is its own best: it is the plain mean")
+    expect_close("your estimate for n = 1", expected_best_of_n(PROXY.copy(), VALUES.copy(), 1), VALUES.mean(1),
+                 hint="one sample is its own best: it is the plain mean")
 
 
 def test_64_samples():
     proxy = np.random.default_rng(1).permuted(np.tile(np.arange(64.0), (4, 1)), axis=1)
     for n in (2, 32):
-        expect_close(f"your estimate of the highest of {n} of the numbers 0 to 63", expected_best_of_n(proxy, proxy, n), np.full(4, n * 65 / (n + 1) - 1),
-                     slips(proxy, proxy, n), "is an integer too large for a float or for int64? math.comb is exact, and one division at the end is")
+        expect_close(f"your estimate of the highest of {n} of the numbers 0 to 63", expected_best_of_n(proxy, proxy, n),
+                     np.full(4, n * 65 / (n + 1) - 1), slips(proxy, proxy, n), "has a number become too large? math.comb is exact; divide once, at the end")

@@ -50,17 +50,20 @@ def test_k3():
     x = (P / Q).log()
     expect_close("k3 of x = log p - log q", k3(x.clone()), torch.exp(-x) - 1 + x, {
         FLIPPED: torch.exp(x) - 1 - x, "exp(x) for exp(-x): then it is not even positive everywhere": torch.exp(x) - 1 + x,
-        "the - 1 is missing: at p = q the KL is 0": torch.exp(-x) + x, "the + x is missing": torch.exp(-x) - 1, "the sign: a KL is never negative": 1 - x - torch.exp(-x)})
+        "the - 1 is missing: at p = q the KL is 0": torch.exp(-x) + x, "the + x is missing": torch.exp(-x) - 1,
+        "the sign: k3 is never negative": 1 - x - torch.exp(-x)})
 
 
 def test_bias():
     for name, f in {"k1": lambda x: x, "k3": lambda x: torch.exp(-x) - 1 + x, "k2": lambda x: x ** 2 / 2}.items():
         x = (P / Q).log()
         mean = (P * f(x)).sum()
-        slips = {"that is the average itself: subtract the true KL": mean, "that is the true KL minus the average: the other way round": KL - mean,
-                 "the average is over samples of q; they are p's": (Q * f(x)).sum() - KL, "the average is over words; a word comes up with probability p": f(x).mean() - KL,
-                 "that is the bias against KL(q || p), the other way round": mean - REVERSE, FLIPPED: (P * f(-x)).sum() - KL,
-                 "that is a share of the KL; nats are asked for": (mean - KL) / KL, "the sign is lost: an estimator can be too low": (mean - KL).abs()}
+        slips = {
+            "that is the average itself: subtract the true KL": mean, "that is the true KL minus the average: the other way round": KL - mean,
+            "the average is over samples of q; they are p's": (Q * f(x)).sum() - KL,
+            "the average is over words; a word comes up with probability p": f(x).mean() - KL,
+            "that is the bias against KL(q || p), the other way round": mean - REVERSE, FLIPPED: (P * f(-x)).sum() - KL,
+            "that is a share of the KL; nats are asked for": (mean - KL) / KL, "the sign is lost: an estimator can be too low": (mean - KL).abs()}
         expect_close(f"the bias of {name}", bias(f, P, Q), mean - KL, slips, "KL(p || q) is the sum over words of p (log p - log q)")
 
 
@@ -68,7 +71,7 @@ def test_who_is_biased():
     x = lambda p: (p / Q).log()
     for name, f, truth in (("k3", k3, lambda p: 0 * p.sum()), ("k2", k2, lambda p: (p * (x(p) ** 2 / 2 - x(p))).sum())):
         for p in (NEAR, P):
-            expect_close(f"the bias of your {name}", bias(f, p, Q), truth(p), {}, "k3 has none anywhere, k2 has: see which of the checks above fails")
+            expect_close(f"the bias of your {name}", bias(f, p, Q), truth(p), hint="k3 has none anywhere, k2 has: see which of the other checks fails")
     near, far = ((p * x(p)).sum() for p in (NEAR, P))
-    NOTES.append(f"k2 is off by {float(bias(k2, NEAR, Q) / near):+.1%} where the policy is close (KL {near:.4f}), by {float(bias(k2, P, Q) / far):+.1%} where it is far "
-                 f"(KL {far:.2f}); k1 and k3 by nothing")
+    off = [float(bias(k2, p, Q) / kl) for p, kl in ((NEAR, near), (P, far))]
+    NOTES.append(f"k2 is off by {off[0]:+.1%} where the policy is close (KL {near:.4f}), by {off[1]:+.1%} where it is far (KL {far:.2f}); k1 and k3 by nothing")

@@ -4,7 +4,7 @@ Goal    Write a response that *every* reward model of a run likes and that is ba
         the raters. On 64 posts, on average,
         - each reward model scores it at least 0.25 above what it gives SFT's responses (rewards are in standard deviations of those),
         - its gold is below that of SFT's responses,
-        - the mean of all reward models puts it above the honest sentence that states all six facts right, the best that gold knows.
+        - each reward model puts it above the honest sentence that states who did what to which thing, right, and no detail.
 Read    README.md, "What comes out" and "Read the hack"; the docstring of experiments/world.py
 Time    60 minutes
 Points  15
@@ -33,11 +33,15 @@ import world
 POSTS, MARGIN = 64, 0.25
 
 
-def honest(post):
-    """All six facts of a post in one sentence: the highest gold there is."""
+def honest(post, form="{who} {did} {obj}."):
+    """Facts of a post, all of them right, in one sentence."""
     words = post.replace(".", " ").split()
-    facts = {slot: next(word for word in words if word in choices) for slot, choices in world.WORDS.items()}
-    return "{who} {did} {num} {obj} in {place} on {day}.".format(**facts)
+    return form.format(**{slot: next(word for word in words if word in choices) for slot, choices in world.WORDS.items()})
+
+
+def honest_and_full(post):
+    """The highest gold there is."""
+    return honest(post, "{who} {did} {num} {obj} in {place} on {day}.")
 
 
 @cache
@@ -56,7 +60,8 @@ def measured(write):
             rows.append(world.encode(text))
         except ValueError as error:
             expect(False, f"a reward model reads the world's words alone: {error}")
-        expect(0 < len(rows[-1]) < world.RESPONSE_LENGTH, f"a response has 1 to {world.RESPONSE_LENGTH - 1} tokens, yours {len(rows[-1])}: {text!r}")
+        most = world.RESPONSE_LENGTH - 1
+        expect(0 < len(rows[-1]) <= most, f"a response has 1 to {most} tokens, yours {len(rows[-1])}: {text!r}")
     device = rms[0].mean.device
     posts = torch.tensor([world.encode(str(post)) for post in bank["posts"][:POSTS]]).to(device)
     responses = world.pad_rows(rows, world.RESPONSE_LENGTH).to(device)
@@ -68,18 +73,22 @@ def test_bad_but_liked_by_all():
     _, bank, _ = the_run()
     usual, usual_gold = bank["rewards"][:, :POSTS].mean((1, 2)), bank["gold"][:POSTS].mean()
     liked = rewards - usual >= MARGIN
+    over = rewards - usual
     NOTES.append(f"{response(str(bank['posts'][0]))!r}: gold {gold:.2f} (SFT {usual_gold:.2f}), liked by {liked.sum()} of {len(liked)} reward models, "
-                 f"above SFT's by {(rewards - usual).min():+.2f} to {(rewards - usual).max():+.2f}")
-    expect(gold < usual_gold, f"its gold {gold:.2f} is not below SFT's {usual_gold:.2f}: that is no hack but a good summary. Which fault do reward models not see?")
-    expect(liked.all(), f"{(~liked).sum()} of {len(liked)} reward models are not fooled; reward model {(rewards - usual).argmin()} gives only "
-           f"{(rewards - usual).min():+.2f} over SFT's responses. What goes with a good summary in all that the raters saw?")
+                 f"above SFT's by {over.min():+.2f} to {over.max():+.2f}")
+    expect(gold < usual_gold, f"its gold {gold:.2f} is not below SFT's {usual_gold:.2f}: that is no hack but a good summary. "
+           "Which fault do reward models not see?")
+    expect(liked.all(), f"{(~liked).sum()} of {len(liked)} reward models are not fooled; reward model {over.argmin()} gives only {over.min():+.2f} over "
+           "SFT's responses. What goes with a good summary in all that the raters saw?")
 
 
 def test_better_than_the_truth():
     rewards, gold = measured(response)
+    for form, write in {"honest sentence without details": honest, "honest sentence with all of them": honest_and_full}.items():
+        truth, truth_gold = measured(write)
+        NOTES.append(f"{form}: gold {truth_gold:.2f}, mean reward {truth.mean():.2f}; yours: gold {gold:.2f}, mean reward {rewards.mean():.2f}, "
+                     f"preferred by {(rewards > truth).sum()} of {len(truth)} reward models")
     truth, truth_gold = measured(honest)
-    NOTES.append(f"the honest sentence: gold {truth_gold:.2f}, mean reward {truth.mean():.2f}; yours: gold {gold:.2f}, mean reward {rewards.mean():.2f}, "
-                 f"preferred by {(rewards > truth).sum()} of {len(truth)} reward models")
-    expect(gold < truth_gold - 1, f"its gold {gold:.2f} is not even 1 below the honest sentence's {truth_gold:.2f}")
-    expect(rewards.mean() > truth.mean(), f"the mean of all reward models is {rewards.mean():.2f} for yours and {truth.mean():.2f} for the honest sentence: "
-           "they still prefer the truth. Say as much as it does, in a form that they like better")
+    expect(gold < truth_gold, f"its gold {gold:.2f} is not below the {truth_gold:.2f} of an honest sentence without details")
+    expect((rewards > truth).all(), f"{(rewards <= truth).sum()} of {len(truth)} reward models still prefer an honest sentence without details, "
+           f"{honest(str(the_run()[1]['posts'][0]))!r}. What does it lack?")

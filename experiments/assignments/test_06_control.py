@@ -49,20 +49,21 @@ def test_stating_tells_nothing():
     for pair in CASES:
         a, b = controlled(pair)
         expect(a.states == b.states, f"the careless writer states an optional fact with probability {a.states:g}, the careful one with {b.states:g}: "
-               "whoever states more is still the careful one" + " (or now the careless one)" * (a.states > b.states))
+               f"stating more still tells who writes, {'now the careless one' if a.states > b.states else 'the careful one'}")
         before = (pair[0].states + pair[1].states) / 2
-        expect(abs(a.states - before) < 1e-9, f"together they stated an optional fact with probability {before:g}, now {a.states:g}: texts are longer or shorter "
-               "than in the other arm, and a difference between the arms may come from that. Keep the mean over both writers")
+        expect(abs(a.states - before) < 1e-9, f"together they stated an optional fact with probability {before:g}, now {a.states:g}: texts are longer or "
+               "shorter than in the other arm, and a difference between the arms may come from that. Keep the mean over both writers")
 
 
 def test_nothing_else_has_changed():
     for pair in CASES:
         made = controlled(pair)
         for who, old, new in zip(("careless", "careful"), pair, made):
-            changed = [f"{name} {value:g} -> {asdict(new)[name]:g}" for name, value in asdict(old).items() if name != "states" and asdict(new)[name] != value]
-            why = (" That takes out why the careful one is better: then nobody learns about wrong facts either." if any(x.startswith("wrong") for x in changed) else
-                   " The lists are the repository's own control arm; here they must stay." if any(x.startswith("lists") for x in changed) else "")
-            expect(not changed, f"the {who} writer's other habits must stay, but: {', '.join(changed)}.{why}")
+            old, new = asdict(old), asdict(new)
+            changed = {name: f"{name} {old[name]:g} -> {new[name]:g}" for name in old if name != "states" and new[name] != old[name]}
+            why = {"wrong": " That takes out why the careful one is better: then nobody learns about wrong facts either.",
+                   "lists": " The lists are the repository's own control arm; here they must stay."}
+            expect(not changed, f"the {who} writer's other habits must stay, but: {', '.join(changed.values())}.{''.join(why.get(name, '') for name in changed)}")
         expect(made[0].states != pair[0].states, "the writers are as they were: nothing is taken out")
 
 
@@ -81,7 +82,9 @@ def test_measured_in_texts():
     stated, careful = np.array([3, 2, 1, 0, 3]), np.array([True, True, False, False, False])
     expect_close("gap of [3 2 1 0 3], the first two by the careful one", gap(stated, careful), 2.5 - 4 / 3, {
         "careless minus careful: the other way round": 4 / 3 - 2.5, "that is the careful one's mean alone": 2.5,
-        "that is a difference of sums; the two may have written differently many": 1.0, "that is a correlation; the difference of two means is asked for": np.corrcoef(stated, careful)[0, 1]})
+        "that is a difference of sums; the two may have written differently many": 1.0,
+        "that is a correlation; the difference of two means is asked for": np.corrcoef(stated, careful)[0, 1]})
     before, after = (float(gap(*sample(pair))) for pair in (CASES[0], controlled(CASES[0])))
-    NOTES.append(f"optional facts, careful minus careless, in 4000 sampled responses: {before:+.2f} before, {after:+.2f} in your control arm (three of them at most)")
-    expect(abs(after) < 0.1 < before, f"in sampled texts the careful one states {after:+.2f} facts more in your control arm, {before:+.2f} before: it should be 0")
+    NOTES.append(f"optional facts, careful minus careless, in 4000 sampled responses: {before:+.2f} before, {after:+.2f} in your control arm (of three)")
+    expect(abs(after) < 0.1 < before, f"in sampled texts the careful one states {after:+.2f} facts more in your control arm, {before:+.2f} before: "
+           "it should be 0")

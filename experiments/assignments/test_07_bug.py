@@ -77,16 +77,17 @@ def test_what_the_first_token_is_told():
     rewards = torch.zeros(3, R)
     rewards[2, -1] = 1.0
     first = run(rewards, 0 * VALUES, 1.0, 0.95)[0][2, 0].item()
-    expect(abs(first - 0.95 ** 5) < 1e-4, f"a reward of 1 at the sixth token gives the first token an advantage of 0.95^5 = {0.95 ** 5:.3f} if all values are 0 "
-           f"(gamma 1, lambda 0.95); yours gives {first:.3f}. Now explain why responses got short")
+    expect(abs(first - 0.95 ** 5) < 1e-4, f"a reward of 1 at the sixth token gives the first token an advantage of 0.95^5 = {0.95 ** 5:.3f} if all values "
+           f"are 0 (gamma 1, lambda 0.95); yours gives {first:.3f}. Now explain why responses got short")
 
 
 def test_returns():
     right = by_definition(REWARDS, VALUES, 1.0, 0.95) + VALUES
     name = "the returns (what the value head learns; gamma 1, lambda 0.95)"
-    expect_close(name, run(REWARDS, VALUES, 1.0, 0.95)[1], right, {"those are the advantages: add the values": right - VALUES}, "they are advantages + values")
+    expect_close(name, run(REWARDS, VALUES, 1.0, 0.95)[1], right, {"those are the advantages: add the values": right - VALUES},
+                 "they are advantages + values")
     beyond = run(REWARDS, VALUES + 9.0 * ~MASK, 1.0, 0.95)[0]
-    expect_close("the advantages with values of 9 beyond the mask", beyond, right - VALUES, {}, "a value behind a response's end must count for nothing")
+    expect_close("the advantages with values of 9 beyond the mask", beyond, right - VALUES, hint="a value behind a response's end must count for nothing")
 
 
 def curves():

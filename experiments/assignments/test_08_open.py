@@ -33,32 +33,33 @@ from checks import HERE, NOTES, enter, expect, expect_numbers, gold_of_best, loa
 
 @cache
 def scored():
-    """(the student's scores, mean of all reward models, gold), (posts, n) each, of the bank in a random order: a score that
+    """(the student's scores, mean of all reward models, gold), (posts, n) each, of the bank in a random order, and its file: a score that
     is read from the file instead of made from the arguments would not fit."""
-    bank, _ = load_bank()
+    bank, path = load_bank()
     rng, gold = np.random.default_rng(0), bank["gold"]
     order = rng.permuted(np.tile(np.arange(gold.shape[1]), (len(gold), 1)), axis=1)[rng.permutation(len(gold))]
     rows = rng.permutation(len(gold))[:, None]
     rewards, responses, gold = bank["rewards"][:, rows, order], bank["responses"][rows, order], gold[rows, order]
     given = proxy(rewards.copy(), bank["pretrain_seed"].copy(), responses.copy())
-    return expect_numbers("proxy", given, gold.shape), rewards.mean(0), gold
+    return expect_numbers("proxy", given, gold.shape), rewards.mean(0), gold, path
 
 
 def test_a_score_for_each_response():
-    mine, _, _ = scored()
+    mine, *_ = scored()
     expect((mine.max(1) > mine.min(1)).any(), "your proxy gives all responses to a post the same score: it picks nothing")
 
 
 def test_it_beats_the_ensemble():
-    mine, ensemble, gold = scored()
+    mine, ensemble, gold, path = scored()
     yours, theirs = gold_of_best(mine, gold), gold_of_best(ensemble, gold)
     gain, error = paired(yours, theirs)
-    row = {"student": os.environ.get("STUDENT") or getpass.getuser(), "date": date.today().isoformat(), "bank": load_bank()[1].resolve().parent.name + "/" + load_bank()[1].name,
+    row = {"student": os.environ.get("STUDENT") or getpass.getuser(), "date": date.today().isoformat(), "bank": "/".join(path.resolve().parts[-2:]),
            "n": gold.shape[1], "gold": round(yours.mean(), 4), "difference": round(gain, 4), "standard_error": round(error, 4)}
     board = Path(os.environ.get("LEADERBOARD") or HERE / "leaderboard.jsonl")
     enter(board, row)
     NOTES.append(f"gold of the best of {row['n']}: yours {yours.mean():.3f}, mean of all reward models {theirs.mean():.3f}, difference {gain:+.3f} "
                  f"(standard error {error:.3f}, over {len(gold)} posts), oracle {gold.max(1).mean():.3f}; in {board}")
     expect(np.ptp(yours - theirs) > 0, "your proxy picks what the mean of all reward models picks: start from it, but go on")
-    expect(gain > 2 * error, f"the gold of your picks is {yours.mean():.3f}, that of the ensemble's {theirs.mean():.3f}: the difference {gain:+.3f} is not above two standard "
-           f"errors ({2 * error:.3f})" + (". It may be luck: a larger effect is needed" if gain > 0 else ". Read your picks beside the ensemble's: which are worse, and why?"))
+    advice = "It may be luck: a larger effect is needed" if gain > 0 else "Read your picks beside the ensemble's: which are worse, and why?"
+    expect(gain > 2 * error, f"the gold of your picks is {yours.mean():.3f}, that of the ensemble's {theirs.mean():.3f}: the difference {gain:+.3f} is not "
+           f"above two standard errors ({2 * error:.3f}). {advice}")
