@@ -26,24 +26,32 @@ from checks import NOTES, expect, expect_numbers, gold_of_best, load_bank, paire
 from ensemble import AGGREGATORS, pretrain_ensembles
 
 
+def aggregated(rewards):
+    """The student's aggregate as an array; fails in words if it is none, or one of ensemble.py's."""
+    shape, given = tuple(rewards.shape), aggregator(rewards.clone())
+    if isinstance(given, (torch.Tensor, np.ndarray)) and given.shape != shape[1:] and given.shape == shape[:-1]:
+        expect(False, f"rewards {shape} became {tuple(given.shape)}: you took the last axis. The members are the first: dim=0")
+    given = expect_numbers(f"aggregator of rewards {shape}", given, shape[1:])
+    for name, function in AGGREGATORS.items():
+        expect(len(rewards) == 1 or not np.allclose(given, function(rewards), atol=1e-5),
+               f"that is `{name}`, which ensemble.py has already: one of your own, please")
+    return given
+
+
 def test_shapes():
     for shape in ((5, 3, 2), (5, 7), (1, 4), (25, 2, 3, 4)):
         rewards = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-        given = aggregator(rewards.clone())
-        if isinstance(given, (torch.Tensor, np.ndarray)) and given.shape != shape[1:] and given.shape == shape[:-1]:
-            expect(False, f"rewards {shape} became {tuple(given.shape)}: you took the last axis. The members are the first: dim=0")
-        expect_numbers(f"aggregator of rewards {shape}", given, shape[1:])
-        if shape == (5, 3, 2):
-            alone = torch.stack([torch.as_tensor(aggregator(rewards[:, i].clone())) for i in range(3)])
-            expect(torch.allclose(torch.as_tensor(given), alone, atol=1e-5),
-                   "what a response gets depends on other responses' scores: aggregate over the members (dim=0) alone")
+        given = aggregated(rewards)
+        alone = np.stack([aggregated(rewards[:, [i]])[0] for i in range(shape[1])])
+        expect(np.allclose(given, alone, atol=1e-5),
+               "what a response gets depends on other responses' scores: aggregate over the members (dim=0) alone")
 
 
 def test_members_have_no_order():
     rewards = torch.randn(5, 100, generator=torch.Generator().manual_seed(1))
-    given, *others = (expect_numbers("aggregator", aggregator(x), (100,)) for x in (rewards.clone(), rewards.flip(0), rewards.roll(1, 0)))
-    for other in others:
-        expect(np.allclose(given, other, atol=1e-5),
+    given = aggregated(rewards)
+    for other in (rewards.flip(0), rewards.roll(1, 0)):
+        expect(np.allclose(given, aggregated(other), atol=1e-5),
                "the same members in another order give another reward: is it one member's score, or a weight for each place?")
 
 
@@ -53,13 +61,8 @@ def test_it_beats_one_reward_model():
     sizes = (len(np.unique(bank[name])) for name in ("pretrain_seed", "finetune_seed"))
     ensembles = pretrain_ensembles(*sizes)
     score = lambda function: np.mean([gold_of_best(np.asarray(function(rewards[members])), gold) for members in ensembles], 0)
-    probe = rewards[ensembles[0]]
-    yours = expect_numbers("aggregator", aggregator(probe.clone()), tuple(probe.shape[1:]))
-    for name, function in AGGREGATORS.items():
-        expect(not np.allclose(yours, function(probe), atol=1e-5),
-               f"that is `{name}`, which ensemble.py has already: one of your own, please")
     single = np.mean([gold_of_best(x.numpy(), gold) for x in rewards], 0)
-    mine = score(aggregator)
+    mine = score(aggregated)
     table = {"SFT": gold.mean(), "one reward model": single.mean(), **{name: score(f).mean() for name, f in AGGREGATORS.items()},
              "yours": mine.mean(), "oracle": gold.max(1).mean()}
     n = gold.shape[1]
