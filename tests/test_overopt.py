@@ -211,20 +211,13 @@ def test_killed_run_continues(tmp_path):
     assert before.items() <= stages(tmp_path).items(), "finished stages were computed again"
 
 
-def test_quick_from_the_command_line(tmp_path):
+def test_quick_from_the_command_line(quick):
     """The road that the README promises, as its reader runs it: --quick, stopped by Ctrl-C, continued."""
-    command = [sys.executable, SCRIPT, "--quick", "--seed", "7", "--out", tmp_path / "deep" / "er"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    while not list(tmp_path.glob("deep/er/cache/pretrain-1*.pt")):
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate()
-    assert process.returncode == 130 and "continues there" in error and "Traceback" not in error
-    done = subprocess.run(command, capture_output=True, text=True)
+    out, stopped, error, done = quick
+    assert stopped.returncode == 130 and "continues there" in error and "Traceback" not in error
     assert done.returncode == 0, done.stderr
     assert "pretrain ensemble" in done.stdout and "Traceback" not in done.stderr
-    results = report.view(report.load_results(tmp_path / "deep" / "er"))
+    results = report.view(report.load_results(out))
     single = results["bon"]["single"]["mean"]
     assert single["proxy"] == sorted(single["proxy"]), "the expected best of more samples is never worse by the proxy"
     sft = results["traits"]["sft"]

@@ -1,0 +1,11 @@
+"""A solution of experiments/assignments/test_06_control.py."""
+from dataclasses import replace
+
+
+def control(careless, careful):
+    states = (careless.states + careful.states) / 2
+    return replace(careless, states=states), replace(careful, states=states)
+
+
+def gap(stated, by_careful):
+    return stated[by_careful].mean() - stated[~by_careful].mean()
