@@ -14,9 +14,9 @@ import torch
 from torch.func import functional_call, stack_module_state
 
 from policy import train
-from rm import bradley_terry_loss, check_pairs
+from rm import bradley_terry_loss, check_pairs, pair_rewards
 
-CPU_ROWS, FEW = 128, 16
+CPU_CHUNK, BATCHED_UP_TO = 128, 16
 
 # An aggregator is any pure function (M, ...) -> (...) over the member axis. Add yours: one line. (torch's max, min, median
 # and sort return pairs along an axis: take their .values.)
@@ -36,7 +36,7 @@ def aggregate(aggregator, rewards):
 
 class Ensemble:
     """The reward function aggregator(scores) of M reward models of one shape; aggregator: a name, or any function
-    (M, ...) -> (...)."""
+    (M, ...) -> (...). Make it of trained and normalised members: `batched` has a copy of their weights."""
 
     def __init__(self, rms, aggregator="mean"):
         if not rms:
@@ -65,8 +65,8 @@ class Ensemble:
         cache, 25 members' do not, and only a handful of rows is too little work for one member (measured on 2 cores)."""
         n = len(responses) // len(prompts)
         cpu = prompts.device.type == "cpu"
-        forward = self.one_by_one if cpu and len(responses) > FEW else self.batched
-        chunk = max(1, (CPU_ROWS if cpu else 2**14 // len(self.rms)) // n)
+        forward = self.one_by_one if cpu and len(responses) > BATCHED_UP_TO else self.batched
+        chunk = max(1, (CPU_CHUNK if cpu else 2**14 // len(self.rms)) // n)
         return torch.cat([forward(*rows) for rows in zip(prompts.split(chunk), responses.split(chunk * n))], 1)
 
     def __call__(self, prompts, responses):
@@ -82,8 +82,7 @@ def train_rms(rms, prompts, chosen, rejected, config, seed, eta=0.01, label="rew
 
     def loss_of(pairs):
         pairs = pairs.to(prompts.device)
-        both = torch.stack([chosen[pairs], rejected[pairs]], 1).flatten(0, 1)
-        return len(rms) * bradley_terry_loss(*ensemble.batched(prompts[pairs], both).unflatten(1, (-1, 2)).unbind(2), eta)
+        return len(rms) * bradley_terry_loss(*pair_rewards(ensemble.batched, prompts[pairs], chosen[pairs], rejected[pairs]), eta)
 
     losses = train(ensemble.parameters.values(), loss_of, len(prompts), config, seed, label, members=True)
     for m, rm in enumerate(rms):

@@ -12,9 +12,9 @@ B rows, T positions, D width, V words.
 Every parameter may carry one extra leading axis of M members. The forward pass is written so that
 both cases are the same lines, which is all that ensemble.py needs to run M models at once.
 
-Three ideas make it fast, and change no result (experiments/speed.py has what each gives): PAD is not
+Three ideas make it fast, and change results by rounding alone (experiments/speed.py has what each gives): PAD is not
 computed (`real`), the last layer computes only the states that are read (`wanted`), and a prompt is
-read once for all responses to it (`Past`).
+read once for all responses to it (`KVCache`).
 """
 from dataclasses import dataclass
 import math
@@ -87,7 +87,7 @@ def pack(x, at):
     return x if at is None else x.index_select(-2, at)
 
 
-class Past:
+class KVCache:
     """What a batch of rows has read before, in keys and values: its prompts, each read once for the n rows that follow it,
     and, after `make_room`, the rows' own `length` tokens so far.
 
@@ -129,7 +129,7 @@ class Block(nn.Module):
 
     def attention(self, q, k, v, prompts=None):
         """Every token's mix of the values before it: q (heads, rows, T, D/heads); k, v the same, with what came before those T
-        tokens in front -> (rows, T, D). prompts: the keys and values that rows have in common, as in Past."""
+        tokens in front -> (rows, T, D). prompts: the keys and values that rows have in common, as in KVCache."""
         heads, rows, T, size = q.shape
         q = q * size ** -0.5
         scores = q @ k.transpose(-1, -2)
@@ -179,30 +179,31 @@ class Transformer(nn.Module):
 
     def forward(self, tokens, real=None, wanted=None, past=None, keep=None):
         """tokens (B, T) -> (..., N, D), row by row. real, wanted (B, T), true where a token is to be computed at all (what stands
-        on its left must be, too), and where its state is read; left out, everywhere. past: what the rows have read before."""
+        on its left must be, too), and where its state is read (which must be real); left out, everywhere. past: what the rows have read before."""
         start = past.prompts[0][0].shape[2] + past.length if past else 0
         if start + tokens.shape[1] > self.config.context:
             raise ValueError(f"tokens: {start + tokens.shape[1]} positions do not fit a context of {self.config.context}")
-        if real is None:
-            real = torch.ones_like(tokens, dtype=torch.bool)
-        longest, read = int(real.sum(1).max()), None
-        tokens, real = tokens[:, :longest], real[:, :longest]
-        at = None if real.all() else real.flatten().nonzero()[:, 0]
+        if real is not None:
+            longest = int(real.sum(1).max())
+            tokens, real, wanted = tokens[:, :longest], real[:, :longest], None if wanted is None else wanted[:, :longest]
+        B, T = tokens.shape
+        at = None if real is None or real.all() else real.flatten().nonzero()[:, 0]
+        gather = lambda x: x.flatten() if at is None else x.flatten()[at]
+        positions = torch.arange(start, start + T, device=tokens.device).expand(B, T)
+        x = self.token_embedding.index_select(-2, gather(tokens)) + self.position_embedding.index_select(-2, gather(positions))
+        read = None
         if wanted is not None:
-            wanted = wanted[:, :longest]
             columns = wanted.any(0).nonzero()
-            first = int(columns[0]) if len(columns) else longest - 1
-            read = wanted[real].nonzero()[:, 0], first, wanted[:, first:].flatten().nonzero()[:, 0]
-        positions = torch.arange(start, start + tokens.shape[1], device=tokens.device).expand(tokens.shape)
-        x = self.token_embedding.index_select(-2, tokens[real]) + self.position_embedding.index_select(-2, positions[real])
+            first = int(columns[0]) if len(columns) else T - 1
+            read = gather(wanted).nonzero()[:, 0], first, wanted[:, first:].flatten().nonzero()[:, 0]
         for layer, block in enumerate(self.blocks):
             x = block(x, layer, tokens.shape, at, read if block is self.blocks[-1] else None, past, keep)
         return norm(x)
 
-    def read(self, prompts, wanted):
-        """Read prompts (B, P) -> (the states wanted, the Past for what follows)."""
+    def prefill(self, prompts, wanted):
+        """Read prompts (B, P) -> (the states wanted, the KVCache for what follows)."""
         kept = []
-        return self(prompts, wanted=wanted, keep=kept), Past(kept)
+        return self(prompts, wanted=wanted, keep=kept), KVCache(kept)
 
 
 class LanguageModel(nn.Module):
@@ -244,7 +245,12 @@ def log_probs(model, prompts, responses, temperature=1.0):
     return spread(token_log_probs(logits, responses[mask], temperature), mask)
 
 
-def draw(logits, generator):
+def lm_loss(model, prompts, responses):
+    """Mean of -log p over the responses' tokens, in nats: prompts (B, P), responses (B, R) -> scalar."""
+    return -log_probs(model, prompts, responses).sum() / (responses != model.config.pad).sum()
+
+
+def sample_token(logits, generator):
     """One token from each softmax: logits (B, V) -> (B,). The first whose cumulated probability exceeds a uniform number: that
     takes one random number for a row, where torch.multinomial takes V, and these were a sixth of the time of sampling."""
     cumulated = logits.softmax(-1).cumsum(-1)
@@ -269,19 +275,20 @@ def sample(model, prompts, max_new_tokens, generator, n=1, temperature=1.0):
         raise ValueError(f"prompts: {P} tokens and {max_new_tokens} new ones do not fit a context of {c.context}")
     last = torch.zeros_like(prompts, dtype=torch.bool)
     last[:, -1] = True
-    state, past = model.trunk.read(prompts, last)
+    state, past = model.trunk.prefill(prompts, last)
     past.make_room(B * n, max_new_tokens)
     logits = model.head(state).repeat_interleave(n, 0)
     responses = prompts.new_full((B * n, max_new_tokens), c.pad)
     rows = torch.arange(B * n, device=prompts.device).view(B, n)         # the rows still in the batch, by prompt ...
     alive = torch.ones_like(rows, dtype=torch.bool)                      # ... and which of them still write
-    for past.length in range(max_new_tokens):
-        token = draw(logits / temperature, generator).view(alive.shape)
-        responses[rows[alive], past.length] = token[alive]
+    for t in range(max_new_tokens):
+        past.length = t
+        token = sample_token(logits / temperature, generator).view(alive.shape)
+        responses[rows, t] = torch.where(alive, token, c.pad)
         alive = alive & (token != c.eos)
         writing = alive.sum(1)
         most, prompts_left = int(writing.max()), writing.nonzero()[:, 0]
-        if most == 0 or past.length == max_new_tokens - 1:
+        if most == 0 or t == max_new_tokens - 1:
             break
         token = token.flatten()
         # Prompts keep equally many rows, so that these stay a block. Copying pays once a fifth is idle.
@@ -349,7 +356,6 @@ def train_lm(model, texts, config, seed, prompt_length=1, label="language model"
         raise ValueError(f"prompt_length: {prompt_length} is not between 1 and the {texts.shape[1] - 1} tokens before a text's last")
 
     def loss_of(batch):
-        prompts, responses = texts[batch.to(texts.device)].tensor_split([prompt_length], 1)
-        return -log_probs(model, prompts, responses).sum() / (responses != model.config.pad).sum()
+        return lm_loss(model, *texts[batch.to(texts.device)].tensor_split([prompt_length], 1))
 
     return train(model.parameters(), loss_of, len(texts), config, seed, label)

@@ -136,9 +136,12 @@ def rollout(model, reference, reward, prompts, config, generator):
     pad = model.policy.config.pad
     responses = sample(model.policy, prompts, config.max_new_tokens, generator, temperature=config.temperature)
     mask = responses != pad
-    responses, mask = (x[:, :int(mask.sum(1).max())] for x in (responses, mask))
+    longest = int(mask.sum(1).max())
+    responses, mask = responses[:, :longest], mask[:, :longest]
     logp, values = model(prompts, responses, config.temperature)
     ref_logp = log_probs(reference, prompts, responses, config.temperature)
+    if not torch.isfinite(logp).all():
+        raise ValueError("policy: its log-probabilities are NaN or infinite: it has diverged")
     scores = torch.as_tensor(reward(prompts, responses), dtype=logp.dtype, device=logp.device)
     if scores.shape != (len(prompts),):
         raise ValueError(f"reward: returned shape {tuple(scores.shape)} for {len(prompts)} responses, not ({len(prompts)},)")

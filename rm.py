@@ -39,14 +39,15 @@ class RewardModel(nn.Module):
         if len(responses) == len(prompts):
             tokens, past = torch.cat([prompts, responses], 1), None
         else:
-            tokens, past = responses, self.trunk.read(prompts, torch.zeros_like(prompts, dtype=torch.bool))[1]
+            tokens, past = responses, self.trunk.prefill(prompts, torch.zeros_like(prompts, dtype=torch.bool))[1]
+        real = responses != self.config.pad
+        if not real[:, 0].all() or (real[:, 1:] > real[:, :-1]).any():
+            raise ValueError("responses: a row has no token, or a PAD before its end")
         # subtle: the score sits on the last real token. A pad's hidden state has seen the whole text
         # too, so reading position -1 would run without an error and score something never trained.
         real = tokens != self.config.pad
         last = real & ~F.pad(real[:, 1:], (0, 1))
         hidden = self.trunk(tokens, real, last, past)
-        if hidden.shape[-2] != len(responses):
-            raise ValueError("responses: a row has no token, or a PAD before its end")
         return (self.head(hidden).squeeze(-1) - self.mean) / self.std
 
 
@@ -66,6 +67,12 @@ def pointwise_loss(rewards, labels):
     return F.binary_cross_entropy_with_logits(rewards, labels)
 
 
+def pair_rewards(reward, prompts, chosen, rejected):
+    """Rewards of the chosen and of the rejected responses, (..., B) each, by a reward function that reads a prompt once for both."""
+    both = torch.stack([chosen, rejected], 1).flatten(0, 1)
+    return reward(prompts, both).unflatten(-1, (-1, 2)).unbind(-1)
+
+
 def check_pairs(chosen, rejected):
     """ValueError if a pair has two equal responses: it would teach nothing, and half-count as right."""
     same = (chosen == rejected).all(1).nonzero()
@@ -80,8 +87,7 @@ def train_rm(rm, prompts, chosen, rejected, config, seed, eta=0.01, label="rewar
 
     def loss_of(pairs):
         pairs = pairs.to(prompts.device)
-        both = torch.stack([chosen[pairs], rejected[pairs]], 1).flatten(0, 1)
-        return bradley_terry_loss(*rm(prompts[pairs], both).view(-1, 2).unbind(1), eta)
+        return bradley_terry_loss(*pair_rewards(rm, prompts[pairs], chosen[pairs], rejected[pairs]), eta)
 
     return train(rm.parameters(), loss_of, len(prompts), config, seed, label)
 

@@ -196,9 +196,11 @@ def distance(grid, shared, out):
     prompts, first, second = pipeline.judgements(s.pairs, "training pairs")
     known = (prompts, first) if s.task == "nli" else (prompts.repeat(2, 1), torch.cat([first, second]))          # nli: second is labels
     bank, code = (grid.bank["posts"].repeat_interleave(s.n, 0), grid.bank["responses"]), [fingerprint(mahalanobis), fingerprint(last_states)]
-    for m, rm in enumerate(tqdm(grid.rms, "distances", leave=False, disable=None)):
+    def of_one(m, rm):
         compute = lambda: mahalanobis(last_states(rm, *bank), last_states(rm, *known), RIDGE)
-        x = pipeline.stage(f"distance-{s.task}-{m}", "", compute, grid.keys[m], grid.bank_key, code, RIDGE)[0].cpu().numpy()
+        return pipeline.stage(f"distance-{s.task}-{m}", "", compute, grid.keys[m], grid.bank_key, code, RIDGE)[0].cpu().numpy()
+
+    for x in pipeline.share("distances", [partial(of_one, m, rm) for m, rm in enumerate(grid.rms)]):
         far.append((x - x.mean()) / x.std())
     far = np.reshape(far, grid.scores.shape)
     proxy = lambda group, weight: (take(grid.scores, group) - weight * take(far, group)).mean(0)
@@ -233,7 +235,8 @@ def averaged(grid, shared, out):
         for rm in rms:
             normalise(rm, sft["posts"], sft["responses"])
         name, keys = f"averaged-{kind}-{pipeline.s.task}", [grid.keys, sft_key, fingerprint(average), fingerprint(ensembles), code_of(Ensemble)]
-        scores = dict(zip(groups, pipeline.score_bank(name, rms, keys, grid.bank, grid.bank_key)))
+        scored, = pipeline.share(f"bank scored by averaged weights, {kind}", [partial(pipeline.score_bank, name, rms, keys, grid.bank, grid.bank_key)])
+        scores = dict(zip(groups, scored))
         right = lambda: [np.mean([pipeline.right(Ensemble(team), validation) for team in ones]).item() for ones in (teams, [[rm] for rm in rms])]
         accuracy = pipeline.stage(f"{name}-accuracy", "", right, keys, VALIDATION_PAIRS)[0]
         sizes, drawn = {"ensembles": len(groups), "posts": grid.sizes["posts"]}, lambda draw: [groups[i] for i in draw["ensembles"]]

@@ -9,6 +9,7 @@ import re
 import sys
 import time
 from types import CodeType
+import uuid
 
 import numpy as np
 import torch
@@ -37,7 +38,7 @@ def fingerprint(function):
 
 def write_whole(path, write):
     """Call write(file) on a temporary file beside `path` and put it in place: readers see all of it or nothing."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")       # on several machines process numbers repeat
     try:
         with open(part, "wb") as file:
             write(file)

@@ -6,7 +6,7 @@ import torch
 
 from analysis import aggregate
 from bon import expected_best_of_n
-from policy import log_probs
+from policy import lm_loss
 from report import KINDS, headline_section, view
 import world
 
@@ -52,7 +52,7 @@ def pretraining_loss(pipeline, states):
     losses = []
     for i, state in enumerate(states):
         model = pipeline.language_model(s.width if i == 0 else s.rm_width, state)
-        losses.append(-log_probs(model, texts[:, :1], texts[:, 1:]).sum().item() / (texts[:, 1:] != world.PAD).sum().item())
+        losses.append(lm_loss(model, texts[:, :1], texts[:, 1:]).item())
     return f"On fresh texts they need {min(losses):.2f} to {max(losses):.2f} nats per token. Guessing among all words would need {np.log(world.VOCAB_SIZE - 1):.2f}."
 
 

@@ -181,7 +181,7 @@ def run_task(pipeline, say, guide):
     guide.after(explain.accuracies, pipeline, accuracies)
     say(f"{task}: validation accuracy of {len(rms)} reward models {np.mean(accuracies):.3f} +- {np.std(accuracies):.3f}")
     guide.before("best of n")
-    (bank, bank_key), = pipeline.share("bank of samples drawn", [pipeline.draw_bank])
+    bank, bank_key = pipeline.draw_bank()
     judged = pipeline.judge_bank(bank)
     scores = pipeline.score_grid(f"scores-{task}", rms, rm_keys, bank, bank_key)
     guide.after(explain.favourites, scores, judged["gold"], groups)
@@ -225,10 +225,9 @@ def run(team, settings, device, out, guide):
     say(f"on {hardware(device, team)}, into {out}")
     pipelines = [Pipeline(replace(s, task=task), device, cache, say, team) for task in (world.TASKS if s.task == "all" else [s.task])]
     guide.before("pretraining")
-    pretrained = pipelines[0].share("language models pretrained", [partial(pipelines[0].pretrain, p) for p in ("policy", *range(s.pretrain_seeds))])
-    guide.after(explain.pretraining_loss, pipelines[0], [state for state, _ in pretrained])
+    pretrained, sft = pipelines[0].pretrain_all()
+    guide.after(explain.pretraining_loss, pipelines[0], pretrained)
     guide.before("sft")
-    (sft, _), = pipelines[0].share("policy finetuned (SFT)", [pipelines[0].finetune_policy])
     guide.after(explain.sft_gold, pipelines[0], sft)
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
     results = {"version": VERSION, "settings": asdict(s), "device": device.type, "versions": versions, "tasks": {}, "claims": []}
@@ -279,17 +278,21 @@ def exit_status(work, traceback=False):
     return 0
 
 
+def count_processes(asked, device):
+    """--processes, or what it is if it is not given. ValueError if that makes no sense."""
+    count = asked if asked is not None else min(MOST_PROCESSES, os.cpu_count() or 1) if device.type == "cpu" else 1
+    if count < 1:
+        raise ValueError(f"--processes: {count} is below 1")
+    return count
+
+
 def launch(work, settings, device, out, processes, traceback, *args, look=lambda: None):
     """Exit status of work(team, settings, device, out, *args), run in so many processes, after a look at what the user asked for:
     at the settings, and what `look()` has to say."""
     def checked():
         check(settings)
         look()
-        default = min(MOST_PROCESSES, os.cpu_count() or 1) if pick_device(device).type == "cpu" else 1
-        count = default if processes is None else processes
-        if count < 1:
-            raise ValueError(f"--processes: {count} is below 1")
-        together(count, partial(exit_status, traceback=traceback), work, settings, device, prepare(out), *args)
+        together(count_processes(processes, pick_device(device)), partial(exit_status, traceback=traceback), work, settings, device, prepare(out), *args)
 
     return exit_status(checked, traceback)
 
@@ -303,7 +306,7 @@ def work(team, settings, device, out, explaining):
     write_whole(out / "results.json", lambda file: file.write(to_json(results)))
     draw_figures(results, out)
     timings = {"seed": settings.seed, "task": settings.task, "stages": cache.seconds, "total": sum(cache.seconds.values()), "this_run": time.perf_counter() - start,
-               "hardware": hardware(device, team), "peak_memory_gb": cache.peak_memory_gb}
+               "hardware": hardware(device, team), "processes": team.size, "peak_memory_gb": cache.peak_memory_gb}
     write_whole(out / "timings.json", lambda file: file.write(to_json(timings)))
     print(f"\n{explain.in_short(results)}\n\nAll tables: python experiments/report.py {out}" if explaining else report(results))
     print(f"figures, results.json, timings.json, scores-TASK.npz and bank-TASK.npz are in {out}")

@@ -1,6 +1,7 @@
 """The stages of overopt.py, from pretraining to PPO: each computed once and kept in the cache."""
 from functools import partial
 import hashlib
+import time
 
 import numpy as np
 import torch
@@ -42,10 +43,10 @@ class Pipeline:
     def share(self, what, jobs):
         """The values of independent stages. If several processes share the run, this one computes its part of them, waits for the
         others, and reads theirs from the cache."""
-        rank, size = self.team.rank, self.team.size
+        rank, size, start = self.team.rank, self.team.size, time.perf_counter()
         for done, job in enumerate(jobs[rank::size], 1):
             job()
-            if done % 5 == 0 or done * size >= len(jobs):
+            if time.perf_counter() - start > 1 and (done % 5 == 0 or done * size >= len(jobs)):        # else it was there
                 self.say(f"{what}: {min(done * size, len(jobs))} of {len(jobs)}")
         self.team.wait()
         return [job() for job in jobs]
@@ -78,6 +79,12 @@ class Pipeline:
             return model.state_dict()
         return self.stage(f"pretrain-{p}", "seed layers heads pretrain_texts pretrain_steps list_gap", compute, width,
                           fingerprint(self.broad_texts), LM_CODE)
+
+    def pretrain_all(self):
+        """The policy's and the reward models' pretrainings, and SFT, by all processes -> (the pretrained states, SFT's)."""
+        pretrained = self.share("language models pretrained", [partial(self.pretrain, p) for p in ("policy", *range(self.s.pretrain_seeds))])
+        (sft, _), = self.share("policy finetuned (SFT)", [self.finetune_policy])
+        return [state for state, _ in pretrained], sft
 
     def finetune_policy(self):
         """SFT: the policy's own pretraining, then the responses alone. With its samples for normalisation."""
@@ -136,6 +143,7 @@ class Pipeline:
 
     def grid(self, list_gap=None):
         """All reward models, ordered by pretraining -> (reward models, their accuracies, their keys)."""
+        self.pretrain_all()
         sft, sft_key = self.finetune_policy()
         training = self.judgements(self.s.pairs, "training pairs", list_gap)
         validation = self.judgements(VALIDATION_PAIRS, "validation pairs", list_gap)
@@ -156,7 +164,7 @@ class Pipeline:
             generator = self.generator("bank samples")
             chunks = tqdm(posts.split(max(1, 512 // s.n)), "sampling the bank", leave=False, disable=None)
             return {"posts": posts, "responses": torch.cat([sample(model, chunk, world.RESPONSE_LENGTH, generator, n=s.n) for chunk in chunks])}
-        return self.stage("bank", "seed prompts n", compute, sft_key)
+        return self.share("bank of samples drawn", [partial(self.stage, "bank", "seed prompts n", compute, sft_key)])[0]
 
     def judge(self, posts, responses, n=1):
         """Gold reward, its parts and the traits of n responses to each post: {"gold": (posts * n,), "parts", "traits"}."""
@@ -180,7 +188,7 @@ class Pipeline:
         return self.stage(name, "", compute, rm_keys, bank_key, SCORE_CODE)[0].cpu().double().numpy()
 
     def score_grid(self, name, rms, rm_keys, bank, bank_key):
-        """The same of a whole grid, by all processes."""
+        """Rewards of the bank's responses by a whole grid, (M, posts, n), by all processes."""
         F = self.s.finetune_seeds
         jobs = [partial(self.score_bank, f"{name}-{p}", rms[p * F:(p + 1) * F], rm_keys[p * F:(p + 1) * F], bank, bank_key)
                 for p in range(self.s.pretrain_seeds)]

@@ -1,12 +1,11 @@
 """Several processes share one run: each computes its part of the independent stages, and finds the others' in the cache.
 
 The products of a tiny model are too small to be split between threads: two processes of one thread do almost twice the work of
-one process of two. Nothing but files goes between them, so the results are those of one process, byte for byte.
+one process of two. Nothing but files goes between them, so on a CPU the results are those of one process, byte for byte.
 """
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partialmethod
 import multiprocessing
 import os
 import signal
@@ -27,10 +26,19 @@ class Team:
 
 
 def together(count, report, work, *args):
-    """Run work(team, *args) in `count` processes of one thread. If torchrun has started this one, in those that it has, on
-    several machines too: they must see the same files. report(function) -> exit status is how a further process ends."""
+    """Run work(team, *args) in `count` processes of one thread -> what the first one's returns. If torchrun has started this one, in
+    those that it has, on several machines too: they must see the same files. report(function) -> exit status is how a further process ends."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    if dist.is_torchelastic_launched():
+    try:
+        return launched(count, report, work, *args)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def launched(count, report, work, *args):
+    """`together`, but for the threads."""
+    if dist.is_available() and dist.is_torchelastic_launched():
         dist.init_process_group("gloo", timeout=timedelta(days=1))      # on a GPU as well: all that it does is wait
         try:
             if dist.get_rank():
@@ -43,29 +51,44 @@ def together(count, report, work, *args):
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(count)
     others = [context.Process(target=follow, args=(rank, count, barrier, report, work, args), daemon=True) for rank in range(1, count)]
-    for process in others:
-        process.start()
+    hears = signal.signal(signal.SIGINT, signal.SIG_IGN)         # so do the others, from their first moment: Ctrl-C is for this one
     try:
+        for process in others:
+            process.start()
+            Thread(target=watch, args=(process, barrier), daemon=True).start()
+        signal.signal(signal.SIGINT, hears)
         return work(Team(0, count, barrier.wait), *args)
     except BrokenBarrierError:
-        raise ValueError("another process of this run has stopped, and said why") from None
+        raise ValueError("another process of this run has stopped: its message stands above, if it could leave one") from None
     finally:
+        signal.signal(signal.SIGINT, hears)
         for process in others:
-            process.terminate()
+            if process.pid:
+                process.terminate()
+
+
+def watch(process, barrier):
+    """Nobody shall wait for a process that has failed, or was killed."""
+    process.join()
+    if process.exitcode:
+        barrier.abort()
 
 
 def follow(rank, size, barrier, report, work, args):
     """What a further process does. It ends when the first one does, however that ends: done, Ctrl-C, an error, or killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)                 # where it is not inherited
     first = multiprocessing.parent_process()
     Thread(target=lambda: (first.join(), os._exit(1)), daemon=True).start()
     quiet()
     torch.set_num_threads(1)
-    if report(lambda: work(Team(rank, size, barrier.wait), *args)):
-        barrier.abort()
+    try:
+        sys.exit(report(lambda: work(Team(rank, size, barrier.wait), *args)))
+    except BrokenBarrierError:
+        pass                                                     # another one has failed, and said so
 
 
 def quiet():
     """The first process's lines and bars are enough."""
     sys.stdout = open(os.devnull, "w")
-    tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)
+    loud = tqdm.__init__
+    tqdm.__init__ = lambda self, *args, **kwargs: loud(self, *args, **{**kwargs, "disable": True})

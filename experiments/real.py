@@ -13,7 +13,6 @@ There is no policy and no gold reward here: who is right, only the file says.
 import argparse
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property, partial
-import os
 from pathlib import Path
 import random
 import sys
@@ -28,7 +27,7 @@ from cache import Cache, code_of, rounded, to_json, write_whole
 from claims import powers_of_two, relations
 from ensemble import Ensemble, groups
 from figures import real_figure, write_figure
-from overopt import MOST_PROCESSES, exit_status, flag, pick_device, prepare, setting
+from overopt import MOST_PROCESSES, count_processes, exit_status, flag, pick_device, prepare, setting
 from pairs import LEAST_PAIRS, enough, in_words, read_pairs, split, tokenise
 from pipeline import Pipeline
 from policy import Config, LanguageModel, TrainConfig, train_lm
@@ -275,8 +274,8 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, help="preference pairs, one a line, in JSON; gzipped or not")
     parser.add_argument("--device", default="auto", help="auto (cuda if there is one, else cpu), cpu, cuda or mps")
-    parser.add_argument("--processes", type=int, default=min(MOST_PROCESSES, os.cpu_count() or 1),
-                        help="how many share the work, a thread each; the results are the same (default %(default)s)")
+    parser.add_argument("--processes", type=int, help="how many share the work, a thread each; the results are the same "
+                        f"(default: one for each core, at most {MOST_PROCESSES}; one on a GPU)")
     parser.add_argument("--traceback", action="store_true", help="on an error show where in the code it arose")
     parser.add_argument("--out", type=Path, default=Path("runs") / "real", help="folder for results, figure and cache (default %(default)s)")
     for f in fields(Settings):
@@ -287,13 +286,11 @@ def main(argv=None):
 
     def checked():
         check(s)
-        pick_device(device)
-        if processes < 1:
-            raise ValueError(f"--processes: {processes} is below 1")
+        count = count_processes(processes, pick_device(device))
         pairs, *read = read_pairs(file)
         if 0 < s.pairs < len(pairs):
             pairs = sorted(random.Random(s.seed).sample(pairs, s.pairs))
-        together(processes, partial(exit_status, traceback=traceback), work, s, device, prepare(out), file, (pairs, *read))
+        together(count, partial(exit_status, traceback=traceback), work, s, device, prepare(out), file, (pairs, *read))
 
     return exit_status(checked, traceback)
 

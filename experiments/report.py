@@ -399,6 +399,8 @@ def write_readme(folder, again):
     load_kept(folder)                              # all there? Before anything is replaced
     seconds = json.loads((again / "timings.json").read_text())
     load_results(again)
+    if seconds["this_run"] * seconds["processes"] < seconds["total"]:
+        raise ValueError(f"--readme: {again} was continued, so it does not tell how long a run takes: run it again in an empty folder")
     if seconds["task"] == "all":
         raise ValueError(f"--readme: {again} is not a run of one task, so it does not tell how long one takes")
     (KEPT / "again").mkdir(parents=True, exist_ok=True)

@@ -25,12 +25,12 @@ from tqdm import tqdm
 
 from cache import to_json, write_whole
 from ensemble import Ensemble, train_rms
-from overopt import exit_status, pick_device, prepare
-from policy import Config, LanguageModel, TrainConfig, draw, log_probs, sample, train_lm
+from overopt import MOST_PROCESSES, exit_status, pick_device, prepare
+from policy import Config, LanguageModel, TrainConfig, lm_loss, sample, sample_token, train_lm
 from ppo import PPOConfig, ppo
 from processes import Team, together
 from report import speed_section
-from rm import RewardModel, bradley_terry_loss, train_rm
+from rm import RewardModel, bradley_terry_loss, pair_rewards, train_rm
 import world
 
 P, R = world.PROMPT_LENGTH, world.RESPONSE_LENGTH
@@ -47,8 +47,8 @@ def in_turn(functions, rounds, device, label):
         for name, function in functions.items():
             start = time.perf_counter()
             function()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            if device.type != "cpu":
+                getattr(torch, device.type).synchronize()
             if i >= 0:                   # the first one warms up
                 seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
@@ -112,10 +112,9 @@ class Bench:
         score = MEMBERS * ROWS * flops(c, 0, P + R, 1, 1)
         asked = flops(c, 0, P, 1, V)                                # a prompt, of which the last state is read
         prompts, chosen, rejected = (x.to(self.device) for x in world.sample_preferences(64, 0))
-        pairs = torch.stack([chosen, rejected], 1).flatten(0, 1)
-        lm_loss = lambda: -log_probs(self.policy, self.texts[:, :1], self.texts[:, 1:]).sum() / (self.texts[:, 1:] != c.pad).sum()
-        rm_loss = lambda: bradley_terry_loss(*self.rms[0](prompts, pairs).view(-1, 2).unbind(1))
-        updates = ppo(copy.deepcopy(self.policy), Ensemble(self.rms[:5]), posts, PPOConfig(updates=1000, lr=1e-9, value_lr=1e-9), world.gold)
+        text_loss = lambda: lm_loss(self.policy, self.texts[:, :1], self.texts[:, 1:])
+        pair_loss = lambda: bradley_terry_loss(*pair_rewards(self.rms[0], prompts, chosen, rejected))
+        updates = ppo(copy.deepcopy(self.policy), Ensemble(self.rms[:5]), posts, PPOConfig(updates=1000, lr=1e-9, value_lr=1e-9))
         # one PPO update: samples; policy, reference and 5 rewards; forward and backward in 2 epochs
         A = L.repeat(128)[torch.arange(128) * len(L) // 128]
         learn = flops(c, 0, P + A - 1, A, V)
@@ -127,8 +126,8 @@ class Bench:
             "score_bon": (lambda: ensemble.scores(posts[:BON], drawn), MEMBERS * BON**2, MEMBERS * (BON * flops(c, 0, P, 0, 0) + flops(c, P, L, 1, 1))),
             "sample_full": (lambda: sample(endless, posts[:ROWS], R, self.generator), ROWS * R, ROWS * (asked + flops(c, P, R - 1, R - 1, V))),
             "sample_bon": (lambda: sample(self.policy, posts[:BON], R, self.generator, n=BON), BON**2 * R, BON * asked + flops(c, P, L - 1, L - 1, V)),
-            "lm_step": (self.optimised(self.policy, lm_loss), 64, 3 * flops(c, 0, texts - 1, texts - 1, V)),
-            "rm_step": (self.optimised(self.rms[0], rm_loss), 64, 3 * (64 * flops(c, 0, P, 0, 0) + flops(c, P, lengths(pairs, c), 1, 1))),
+            "lm_step": (self.optimised(self.policy, text_loss), 64, 3 * flops(c, 0, texts - 1, texts - 1, V)),
+            "rm_step": (self.optimised(self.rms[0], pair_loss), 64, 3 * (64 * flops(c, 0, P, 0, 0) + flops(c, P, lengths(torch.cat([chosen, rejected]), c), 1, 1))),
             "ppo_update": (torch.enable_grad()(lambda: next(updates)), 128, ppo_flops),
         }
 
@@ -151,7 +150,7 @@ class Bench:
             "sampling: a prompt read once for 64 samples": (lambda: sample(self.policy, repeated, R, self.generator),
                                                             lambda: sample(self.policy, posts, R, self.generator, n=BON)),
             "one random number for a token, not one a word": (lambda: torch.multinomial(logits.softmax(-1), 1, generator=self.generator),
-                                                              lambda: draw(logits, self.generator)),
+                                                              lambda: sample_token(logits, self.generator)),
             "8 sequences: 25 members in one forward pass": (lambda: ensemble.one_by_one(self.posts[:8], self.full[:8]),
                                                             lambda: ensemble.batched(self.posts[:8], self.full[:8])),
             "training: 5 reward models as one batch": (grad(lambda: [train_rm(rm, *pairs, config, 0) for rm in some]),
@@ -202,10 +201,9 @@ def measure(device, rounds):
     flat = in_turn({(name, i): pair[i] for name, pair in pairs.items() for i in (0, 1)}, rounds, device, "ideas")
     ideas = {name: [flat[name, 0], flat[name, 1]] for name in pairs}
     if device.type == "cpu":
-        threads = torch.get_num_threads()
+        threads = min(MOST_PROCESSES, torch.get_num_threads())
         before = trainings(Team(), threads)
         ideas[f"{threads} trainings in {threads} processes of one thread, not in one of {threads}"] = [before, together(threads, exit_status, trainings, 1)]
-        torch.set_num_threads(threads)
     pairs = bench.growth()
     flat = in_turn({(key, i): pair[i] for key, pair in pairs.items() for i in (0, 1)}, 3, device, "members and sequences")
     growth = [{"members": key[0], "sequences": key[1], "loop": flat[key, 0], "batched": flat[key, 1]} for key in pairs]

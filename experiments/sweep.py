@@ -10,6 +10,7 @@ the cache of a run there; an interrupted sweep continues where it stopped.
 """
 import argparse
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 import sys
 
@@ -74,12 +75,13 @@ def measure_judge(pipeline):
     wide = Pipeline(replace(s, rm_width=JUDGE_WIDTH), pipeline.device, pipeline.cache, pipeline.say, pipeline.team)
     sft, sft_key = wide.finetune_policy()
     training, validation = wide.judgements(s.pairs, "training pairs"), wide.judgements(VALIDATION_PAIRS, "validation pairs")
-    judge, judge_key = wide.train_reward_model("judge", "judge", training, validation, sft, sft_key)
+    (judge, judge_key), = wide.share("the judge", [partial(wide.train_reward_model, "judge", "judge", training, validation, sft, sft_key)])
     rms, _, keys = pipeline.grid()
     bank, bank_key = pipeline.draw_bank()
     judged = pipeline.judge_bank(bank)
     scores, gold = pipeline.score_grid(f"scores-{s.task}", rms, keys, bank, bank_key), judged["gold"]
-    verdicts = wide.score_bank(f"scores-{s.task}-judge", [wide.reward_model(judge["state"])], [judge_key], bank, bank_key)[0]
+    scored = partial(wide.score_bank, f"scores-{s.task}-judge", [wide.reward_model(judge["state"])], [judge_key], bank, bank_key)
+    verdicts = wide.share("bank scored by the judge", [scored])[0][0]
     wins = {kind: {name: mean_pick(scores, own_win_rates(values), choices, s.aggregator) for name, values in (("gold", gold), ("judge", verdicts))}
             for kind, choices in groups(s.pretrain_seeds, s.finetune_seeds).items()}
     standard = lambda x: (x - x.mean()) / x.std()

@@ -19,6 +19,7 @@ import claims
 import ensemble
 import overopt
 from pipeline import Pipeline
+import processes
 import report
 import sweep
 import world
@@ -187,13 +188,26 @@ def test_processes_change_nothing(launcher, finished, tmp_path):
     assert done.stdout.count("figures, results.json") == 1 and {path.name for path in stages(tmp_path)} <= {path.name for path in stages(finished)}
 
 
-def test_another_process_stops(finished, tmp_path):
+@pytest.mark.parametrize("flags", [["--processes", "3"], ["--processes", "2", "--traceback"]])
+def test_another_process_stops(flags, finished, tmp_path):
     """The first one waits for ever, or hides what happened to the other. Reward model (0, 1) is the second process's part."""
     shutil.copytree(finished, tmp_path / "run")
     damaged, = (tmp_path / "run" / "cache").glob("rm-tldr-0-1-*.pt")
     damaged.write_bytes(b"half a file")
-    done = subprocess.run([sys.executable, SCRIPT, *TINY, "--processes", "2", "--out", tmp_path / "run"], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2 and f"{damaged} is damaged" in done.stderr and "another process" in done.stderr and "Traceback" not in done.stderr
+    done = subprocess.run([sys.executable, SCRIPT, *TINY, *flags, "--out", tmp_path / "run"], capture_output=True, text=True, timeout=120)
+    assert done.returncode and f"{damaged} is damaged" in done.stderr and "another process" in done.stderr
+    assert ("Traceback" in done.stderr) == ("--traceback" in flags)
+
+
+def test_further_processes_are_quiet(monkeypatch, capsys):
+    """Lines and bars of all processes on one terminal."""
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    monkeypatch.setattr(processes.tqdm, "__init__", processes.tqdm.__init__)
+    processes.quiet()
+    print("said twice")
+    list(processes.tqdm([1, 2], "shown twice", disable=False))
+    said = capsys.readouterr()
+    assert said.out == "" and "shown twice" not in said.err
 
 
 def test_killed_run_continues(tmp_path):

@@ -40,7 +40,7 @@ def test_steps_equal_the_full_forward(model, prompts):
     model.double()
     rows, new = torch.arange(24), torch.randint(8, (24, 5), generator=rng())                     # two rows for each prompt
     full = model(torch.cat([prompts.repeat_interleave(2, 0), new], 1))
-    past = model.trunk.read(prompts, torch.zeros_like(prompts, dtype=torch.bool))[1]
+    past = model.trunk.prefill(prompts, torch.zeros_like(prompts, dtype=torch.bool))[1]
     past.make_room(24, 5)
     for past.length in range(5):
         if past.length == 2:                                 # prompts 0 and 5 leave, and of all others the second row
@@ -60,7 +60,7 @@ def test_only_what_is_wanted_is_the_same(model, prompts, responses):
     for wanted in (real, real & (torch.arange(10) >= 5), real & (tokens == 8), real & (torch.rand(12, 10, generator=rng()) < 0.3)):
         torch.testing.assert_close(model.trunk(tokens, real, wanted), plain[wanted], atol=1e-10, rtol=0)
     torch.testing.assert_close(model.trunk(tokens, real), plain[real], atol=1e-10, rtol=0)
-    past = model.trunk.read(prompts[::4], torch.zeros_like(prompts[::4], dtype=torch.bool))[1]
+    past = model.trunk.prefill(prompts[::4], torch.zeros_like(prompts[::4], dtype=torch.bool))[1]
     plain = model.trunk(torch.cat([prompts[::4].repeat_interleave(4, 0), responses], 1)).view(12, 10, 16)[:, 4:]
     torch.testing.assert_close(model.trunk(responses, responses != 9, past=past), plain[responses != 9], atol=1e-10, rtol=0)
 

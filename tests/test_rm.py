@@ -31,10 +31,11 @@ def test_last_real_token_is_scored(rm, prompts, responses):
         torch.testing.assert_close(rm(prompts, wider), unpadded, atol=1e-6, rtol=0)
 
 
-def test_a_response_without_a_token_is_refused(rm, prompts, responses):
-    """A row that has no last token, and whose neighbours' scores would all move up by one."""
-    responses = responses.repeat_interleave(2, 0)
-    responses[5] = 9
+@pytest.mark.parametrize("n, row", [(1, [9] * 6), (2, [9] * 6), (1, [3, 9, 8, 9, 9, 9]), (2, [3, 9, 8, 9, 9, 9])])
+def test_a_response_without_an_end_is_refused(rm, prompts, responses, n, row):
+    """A row that has no last token, or two, and whose neighbours' scores would all move up or down by one."""
+    responses = responses.repeat_interleave(n, 0)
+    responses[5] = torch.tensor(row)
     with pytest.raises(ValueError, match="^responses: a row has no token"):
         rm(prompts, responses)
 

@@ -24,7 +24,7 @@ def test_flops_are_torchs_own_count(model, config):
     last = torch.arange(9).expand(3, 9) == 8
     in_last_layer = counted(lambda: model.head(model.trunk(tokens, wanted=last)))
     assert in_last_layer == speed.flops(config, 0, torch.full((3,), 9.0), 1, 9) + future / 2
-    past = model.trunk.read(tokens[:1, :4], torch.zeros(1, 4, dtype=torch.bool))[1]
+    past = model.trunk.prefill(tokens[:1, :4], torch.zeros(1, 4, dtype=torch.bool))[1]
     after = counted(lambda: model.trunk(tokens[:, 4:], past=past))
     assert after == speed.flops(config, 4, torch.full((3,), 5.0), 5, 0) + 2 * 3 * 4 * 16 * (5 * 4 / 2)
 

@@ -105,7 +105,7 @@ def find_run():
 
 def load_run():
     """(reward models, bank, task) of a finished run, read from its cache; nothing is trained."""
-    from overopt import Settings
+    from overopt import Settings, pick_device
     from pipeline import Pipeline
     from report import load_results
 
@@ -124,7 +124,8 @@ def load_run():
         results = load_results(folder)
         settings = {name: tuple(x) if isinstance(x, list) else x for name, x in results["settings"].items()}
         settings["task"] = next(iter(results["tasks"]))
-        device, cache = torch.device(results["device"]), Cache(folder / "cache", results["device"])
+        device = pick_device(results["device"])
+        cache = Cache(folder / "cache", device)
         rms = Pipeline(Settings(**settings), device, read, say=lambda text: None).grid()[0]
         with np.load(folder / f"bank-{settings['task']}.npz") as bank:
             return rms, dict(bank), settings["task"]

@@ -35,7 +35,7 @@ def scored():
     is read from the file instead of made from the arguments would not fit."""
     bank, path = load_bank()
     rng, gold = np.random.default_rng(0), bank["gold"]
-    order = rng.permuted(np.tile(np.arange(gold.shape[1]), (len(gold), 1)), axis=1)[rng.permutation(len(gold))]
+    order = rng.permuted(np.tile(np.arange(gold.shape[1]), (len(gold), 1)), axis=1)
     rows = rng.permutation(len(gold))[:, None]
     rewards, responses, gold = bank["rewards"][:, rows, order], bank["responses"][rows, order], gold[rows, order]
     given = proxy(rewards.copy(), bank["pretrain_seed"].copy(), responses.copy())
