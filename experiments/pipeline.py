@@ -43,11 +43,14 @@ class Pipeline:
     def share(self, what, jobs):
         """The values of independent stages. If several processes share the run, this one computes its part of them, waits for the
         others, and reads theirs from the cache."""
-        rank, size, start = self.team.rank, self.team.size, time.perf_counter()
+        rank, size = self.team.rank, self.team.size
+        start = said = time.perf_counter()
         for done, job in enumerate(jobs[rank::size], 1):
             job()
-            if time.perf_counter() - start > 1 and (done % 5 == 0 or done * size >= len(jobs)):        # else it was there
+            now, last = time.perf_counter(), done * size >= len(jobs)
+            if now - said > 10 or last and now - start > 1:              # no line for what was in the cache, and no long silence
                 self.say(f"{what}: {min(done * size, len(jobs))} of {len(jobs)}")
+                said = now
         self.team.wait()
         return [job() for job in jobs]
 

@@ -151,7 +151,7 @@ def calibration(logits):
     equally many pairs. error: mean distance of chance and share right over the bins. log_loss: nats; a coin has log 2 = 0.693."""
     logits = logits.ravel()
     logits = logits[np.argsort(np.abs(logits))]
-    bins = np.array_split(logits, min(BINS, len(logits)))
+    bins = np.array_split(logits, max(1, min(BINS, len(logits) // 20)))
     chance, right = [(1 / (1 + np.exp(-np.abs(b)))).mean() for b in bins], [(b > 0).mean() for b in bins]
     error = np.average(np.abs(np.subtract(chance, right)), weights=[len(b) for b in bins])
     return {"chance": chance, "right": right, "error": error, "log_loss": np.logaddexp(0, -logits).mean()}
@@ -214,7 +214,7 @@ def report(r):
 Accuracy on {f['held_out']} held-out pairs
 
 One reward model: {plus_minus(a)} (std over the grid). Std within a pretraining {number(a['std_within'])}, of the means of pretrainings {number(a['std_between'])}.
-That there are no more pairs leaves each accuracy a standard error of {number(a['sampling_std'])}, largely in common. Ensembles take the mean reward:
+With so few held-out pairs each accuracy has a standard error of {number(a['sampling_std'])}; since all are measured on the same ones, most of it is common to them. Ensembles take the mean reward:
 
 {table(["accuracy", "mean over the grid"], accuracies)}
 

@@ -113,7 +113,7 @@ def claims_section(r):
         lines["_win" * name.endswith("_win")].append([name, next(iter(found.values()))["statement"], paper, *cells])
     wins = [[name, *cells] for name, _, _, *cells in lines["_win"]]
     return (table(["id", "claim", "paper", *columns], lines[""])
-            + "\n\nEstimate [95 % interval], and whether the interval leaves out zero (for accuracy_spread: the bound named there) on the claim's side (yes), on the other (NO) or "
+            + "\n\nEstimate [95 % interval] (*none at all*: 0 in every draw), and whether the interval leaves out zero (for accuracy_spread: the bound named there) on the claim's side (yes), on the other (NO) or "
             "not at all (?). Only the direction is tested, not the paper's size. A fall in gold counts only if the proxy rises.\n\n"
             f"- The paper's claims, {verdicts(r)}." + (f"\n- With --seed {r['again']['settings']['seed']}, {verdicts(r['again'])}." if "again" in r else "")
             + "\n\nThe same differences in win rate against SFT:\n\n" + table(["id", *columns], wins))
@@ -219,6 +219,8 @@ def headline_section(r):
     def each(values):
         return ", ".join(f"{KINDS[kind]} {value:.2f}" for kind, value in values.items())
 
+    decided = any(rows[f"herd_{trait}"]["ci_low"] is not None for trait in ("list", "numbers", "length", "wrong_facts"))
+    none = "none of the traits watched" if decided else "nobody knows what: there are too few seeds for an interval"
     lines = [
         f"**One reward model**, best of n: its own score goes from {one['proxy'][0]:.2f} (n = 1) to {one['proxy'][-1]:.2f} (n = {n}), the true (gold) reward from "
         f"{one['gold'][0]:.2f} to {one['gold'][best]:.2f} (n = {bon['n'][best]}) and {one['gold'][-1]:.2f} (n = {n}). Overoptimisation: {rows['overopt_bon']['verdict']}.",
@@ -226,9 +228,10 @@ def headline_section(r):
         f"{rows['bon_pretrain_vs_single']['verdict']}.",
         f"**PPO** with the smallest KL weight ({least:g}), gold (SFT: {r['sft']['gold']:.2f}): {each(golds)}. Pretrain ensemble over one reward model at matched KL "
         f"{claim_cell(rows['rl_pretrain_vs_single'])}: {rows['rl_pretrain_vs_single']['verdict']}. Overoptimisation of one reward model: {rows['overopt_rl']['verdict']}.",
-        f"**What survives**: PPO on pretrain ensembles still moves, from SFT and beyond chance, {', '.join(hacks) or 'none of the traits watched'}.",
+        f"**What survives**: PPO on pretrain ensembles still moves, from SFT and beyond chance, {', '.join(hacks) or none}.",
         f"**All claims of the paper**, {verdicts({**r, 'tasks': [task]})}."]
-    return "\n".join(f"- {line}" for line in lines)
+    few = [f"With {r['settings']['pretrain_seeds']} pretrainings and {len(r['settings']['ppo_seeds'])} PPO seeds hardly a claim can be decided: the default run has more."]
+    return "\n".join(f"- {line}" for line in lines + few * (min(r["settings"]["pretrain_seeds"], len(r["settings"]["ppo_seeds"])) < 4))
 
 
 def prices_section(r):

@@ -87,6 +87,8 @@ def main(argv=None):
     for folder in args.folders:
         if not folder.is_dir():
             parser.error(f"{folder} is no folder")
+        if not any(folder.glob("*_0*.py")) and any(folder.glob("*/*_0*.py")):
+            parser.error(f"{folder} is not one student's folder, but has such folders in it: give {folder}/*")
     if args.bank and not args.bank.is_file():
         parser.error(f"--bank: {args.bank} is no file")
     if len(set(names)) < len(names):

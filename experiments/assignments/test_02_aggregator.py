@@ -1,7 +1,7 @@
 """2. An aggregator of your own.
 
 Goal    Make one reward of M reward models' scores, in a way that ensemble.py does not have, such that the best of 64 responses
-        by it is truly better (gold) than by one reward model. The score is measured on the stored bank and printed beside the four
+        by it is truly better (gold) than by one reward model. (It need not beat ensemble.py's.) The score is measured on the stored bank and printed beside the four
         aggregators of ensemble.py, and beside the oracle, which picks by gold.
 Read    ensemble.py up to `aggregate`; README.md, "What comes out"
 Time    45 minutes

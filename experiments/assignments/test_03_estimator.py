@@ -55,6 +55,9 @@ def slips(proxy, values, n):
 
 
 def test_every_subset_counts():
+    for n in (2, 6):
+        expect_close(f"the expected value if every value is 1 (n = {n})", expected_best_of_n(PROXY.copy(), np.ones((3, 6)), n), np.ones(3), {},
+                     "the weights of a post's samples must add up to 1; is rank 1 the worst, and are the ranks counted from 1?")
     for n in (2, 3):
         expect_close(f"your estimate for N = 6, n = {n}", expected_best_of_n(PROXY.copy(), VALUES.copy(), n), by_all_subsets(PROXY, VALUES, n),
                      slips(PROXY, VALUES, n), "is each sample weighted by the share of subsets of size n whose best it is?")

@@ -16,7 +16,7 @@ Hint    Which of the parts of the gold reward can be seen without comparing the 
 
 
 def response(post):
-    """A post's text -> your response's text, in the world's words (SLOTS and the like in experiments/world.py), at most 23 of them."""
+    """A post's text -> your response's text, in the world's words (SLOTS and the like in experiments/world.py), at most 23 tokens: words, dashes, marks."""
     raise NotImplementedError("response is yours to write")
 
 
