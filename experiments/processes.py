@@ -1,6 +1,6 @@
 """Several processes share one run: each computes its part of the independent stages, and finds the others' in the cache.
 
-The products of a tiny model are too small to be split between threads: two processes of one thread do almost twice the work of
+The products of a tiny model are too small to be split between threads: two processes of one thread do far more work than
 one process of two. Nothing but files goes between them, so on a CPU the results are those of one process, byte for byte.
 """
 from collections.abc import Callable

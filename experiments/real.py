@@ -149,9 +149,9 @@ def either_order(x, y):
 def calibration(logits):
     """Differences r+ - r- (any shape) -> the curve and its error. The reward model gives its favourite the chance sigmoid(|r+ - r-|); bins hold
     equally many pairs. error: mean distance of chance and share right over the bins. log_loss: nats; a coin has log 2 = 0.693."""
-    logits = logits.ravel()
+    count, logits = max(1, min(BINS, logits.shape[-1] // 20)), logits.ravel()
     logits = logits[np.argsort(np.abs(logits))]
-    bins = np.array_split(logits, max(1, min(BINS, len(logits) // 20)))
+    bins = np.array_split(logits, count)
     chance, right = [(1 / (1 + np.exp(-np.abs(b)))).mean() for b in bins], [(b > 0).mean() for b in bins]
     error = np.average(np.abs(np.subtract(chance, right)), weights=[len(b) for b in bins])
     return {"chance": chance, "right": right, "error": error, "log_loss": np.logaddexp(0, -logits).mean()}
