@@ -1,6 +1,6 @@
 """How fast it is, and how near to what the machine can do.
 
-    python experiments/speed.py                          # tables; two or three minutes on a laptop
+    python experiments/speed.py                          # tables; three or four minutes on a laptop
     python experiments/speed.py --json speed.json        # the numbers as well
     python experiments/speed.py --device cuda
 
