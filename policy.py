@@ -98,6 +98,7 @@ class KVCache:
         self.prompts, self.own, self.length = prompts, None, 0
 
     def make_room(self, rows, room):
+        """Make ready for up to `room` tokens of each row, one after the other."""
         self.prompts = [(k.contiguous(), v.contiguous()) for k, v in self.prompts]       # to be read again for each new token
         self.own = [k.new_empty(2, room, len(k), rows, k.shape[-1]) for k, _ in self.prompts]
 
