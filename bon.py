@@ -5,6 +5,7 @@ From one bank of N samples per prompt comes the *expected* result for every n <=
     proxy, gold                                    # (prompts, N) each: scores of the same samples
     expected_best_of_n(proxy, gold, [1, 4, 16])    # (prompts, 3): gold of the best of n by proxy
 """
+
 import functools
 from math import comb, log
 

@@ -1,30 +1,25 @@
 """M reward models as one: a batched forward, and the aggregators that make one reward of M.
 
-    ensemble = Ensemble(rms, "mean_minus_std")
-    ensemble.scores(prompts, responses)            # (M, B): every member's reward
-    ensemble(prompts, responses)                   # (B,): a reward function, like any other
-
-The members' parameters are stacked along a leading axis and put into one module, whose forward pass
-(policy.py) carries that axis through: on CUDA a layer is one launch whatever M is. On a CPU a loop can be
-faster; `scores` picks.
+ensemble = Ensemble(rms, "mean_minus_std")
+ensemble.scores(prompts, responses)            # (M, B): every member's reward
+ensemble(prompts, responses)                   # (B,): a reward function, like any other
 """
+
 import copy
 
 import torch
-from torch.func import functional_call, stack_module_state
+from torch.func import functional_call, stack_module_state, vmap
 
-from policy import train
-from rm import bradley_terry_loss, check_pairs, pair_rewards
+from policy import trim
+from rm import check_responses
 
-CPU_CHUNK, BATCHED_UP_TO = 128, 16
-
-# An aggregator is any pure function (M, ...) -> (...) over the member axis. Add yours: one line. (torch's max, min, median
-# and sort return pairs along an axis: take their .values.)
+# An aggregator is any pure function (M, ...) -> (...) over the member axis. Add yours: one line. (torch's max, min,
+# median and sort return pairs along an axis: take their .values.)
 AGGREGATORS = {
     "mean": lambda r: r.mean(0),
     "median": lambda r: r.quantile(0.5, dim=0),
     "min": lambda r: r.amin(0),
-    "mean_minus_std": lambda r: r.mean(0) - r.std(0, correction=0),     # correction=0: one member has std 0
+    "mean_minus_std": lambda r: r.mean(0) - r.std(0, correction=0),  # correction=0: one member has std 0
 }
 
 
@@ -42,67 +37,69 @@ class Ensemble:
         if not rms:
             raise ValueError("rms: an ensemble needs at least one member")
         if not callable(aggregator) and aggregator not in AGGREGATORS:
-            raise ValueError(f"aggregator: {aggregator!r} is no function and none of {', '.join(AGGREGATORS)}")
-        self.aggregator = aggregator
-        self.rms = rms
-        self.config = rms[0].config
-        self.parameters, self.buffers = stack_module_state(rms)
-        self.module = copy.deepcopy(rms[0]).to("meta")       # the forward pass, without weights of its own
-
-    def batched(self, prompts, responses):
-        """(B, P), (B, R) -> (M, B): all members in one forward pass, no loop over them."""
-        return functional_call(self.module, (self.parameters, self.buffers), (prompts, responses))
-
-    def one_by_one(self, prompts, responses):
-        """The same by a loop over the members."""
-        return torch.stack([rm(prompts, responses) for rm in self.rms])
-
-    @torch.no_grad()
-    def scores(self, prompts, responses):
-        """prompts (B, P), responses (B * n, R) -> (M, B * n): every member's reward of every response, by whatever is fastest here.
-
-        On a GPU time is launches: all members at once. On a CPU it is memory: one member's activations on 128 rows stay in the
-        cache, 25 members' do not, and only a handful of rows is too little work for one member (measured on 2 cores)."""
-        n = len(responses) // len(prompts)
-        cpu = prompts.device.type == "cpu"
-        forward = self.one_by_one if cpu and len(responses) > BATCHED_UP_TO else self.batched
-        chunk = max(1, (CPU_CHUNK if cpu else 2**14 // len(self.rms)) // n)
-        return torch.cat([forward(*rows) for rows in zip(prompts.split(chunk), responses.split(chunk * n))], 1)
+            raise ValueError(
+                f"aggregator must be a function or one of {', '.join(AGGREGATORS)}, got {aggregator!r}"
+            )
+        self.rms, self.aggregator = rms, aggregator
+        self.stacked = stack_module_state(rms)  # (parameters, buffers), each with a leading axis of M
+        self.skeleton = copy.deepcopy(rms[0]).to("meta")  # the forward pass, without weights of its own
 
     def __call__(self, prompts, responses):
         return aggregate(self.aggregator, self.scores(prompts, responses))
 
+    def batched(self, prompts, responses):
+        """All members in one forward pass: (B, P), (B, R) -> (M, B). On a GPU a layer is one launch whatever M is."""
 
-def train_rms(rms, prompts, chosen, rejected, config, seed, eta=0.01, label="reward models"):
-    """`train_rm` for M reward models of one shape as one batch, on the same pairs in the same order: each ends as it would alone, up to
-    rounding. A step is as many launches as for one model, which pays on a GPU; on a CPU it is no faster (measured).
-    Returns the members' mean loss of every step."""
-    check_pairs(chosen, rejected)
-    ensemble = Ensemble(rms)
+        def forward(parameters, buffers):
+            return functional_call(self.skeleton, (parameters, buffers), (prompts, responses))
 
-    def loss_of(pairs):
-        pairs = pairs.to(prompts.device)
-        return len(rms) * bradley_terry_loss(*pair_rewards(ensemble.batched, prompts[pairs], chosen[pairs], rejected[pairs]), eta)
+        return vmap(forward)(*self.stacked)
 
-    losses = train(ensemble.parameters.values(), loss_of, len(prompts), config, seed, label, members=True)
-    for m, rm in enumerate(rms):
-        rm.load_state_dict({name: x[m] for name, x in {**ensemble.parameters, **ensemble.buffers}.items()})
-    return losses / len(rms)
+    @torch.no_grad()
+    def scores(self, prompts, responses):
+        """Every member's reward of n responses to each prompt, those of a prompt side by side:
+        (B, P), (B * n, R) -> (M, B * n).
 
-
-def finetune_ensembles(pretrain_seeds, finetune_seeds):
-    """One ensemble per pretraining: members differ in finetuning seed alone. Members are places in the list
-    of all RMs, ordered by pretraining: finetune_ensembles(2, 3) == [[0, 1, 2], [3, 4, 5]]."""
-    return [[p * finetune_seeds + f for f in range(finetune_seeds)] for p in range(pretrain_seeds)]
-
-
-def pretrain_ensembles(pretrain_seeds, finetune_seeds):
-    """One ensemble per diagonal of the grid: members differ in pretraining seed, and in finetuning seed too as
-    far as there are enough: pretrain_ensembles(3, 3) == [[0, 4, 8], [1, 5, 6], [2, 3, 7]]. (Our choice.)"""
-    return [[p * finetune_seeds + (f + p) % finetune_seeds for p in range(pretrain_seeds)] for f in range(finetune_seeds)]
+        On a GPU time is launches: all members at once. On a CPU it is memory: one member after the other, in
+        chunks whose activations stay in the processor's cache, is as fast from a handful of rows on (measured)."""
+        check_responses(responses, self.skeleton.config.pad)
+        if responses.device.type == "cpu":
+            return torch.stack([score(rm, prompts, responses) for rm in self.rms])
+        prompts = prompts.repeat_interleave(len(responses) // len(prompts), 0)
+        rows_at_once = 2**14 // len(self.rms) + 1
+        parts = zip(prompts.split(rows_at_once), responses.split(rows_at_once), strict=True)
+        return torch.cat([self.batched(*part) for part in parts], dim=1)
 
 
-def groups(pretrain_seeds, finetune_seeds):
-    """What a policy can be aligned to, as lists of members: {"single": [[0], [1], ...], "finetune": ..., "pretrain": ...}."""
-    return {"single": [[m] for m in range(pretrain_seeds * finetune_seeds)], "finetune": finetune_ensembles(pretrain_seeds, finetune_seeds),
-            "pretrain": pretrain_ensembles(pretrain_seeds, finetune_seeds)}
+def score(rm, prompts, responses, chunk_size=64):
+    """One member's reward of n responses to each prompt: (B, P), (B * n, R) -> (B * n,).
+
+    A prompt is read once for all its responses; these are sorted by length and cut into chunks, each trimmed to its
+    longest row, since PAD costs as much as text."""
+    pad, n = rm.config.pad, len(responses) // len(prompts)
+    _, cache = rm.trunk.prefill(prompts)
+    rewards = rm.head.weight.new_empty(len(responses))
+    by_length = (responses != pad).sum(1).argsort(stable=True)
+    for rows in by_length.split(chunk_size):
+        chunk = trim(responses[rows], pad)
+        rewards[rows] = rm.score(rm.trunk(chunk, cache.select(rows // n)), chunk)
+    return rewards
+
+
+# ----- which members ------------------------------------------------------------------------------
+
+
+def finetune_ensembles(grid):
+    """One ensemble per pretraining, grid[pretrain_seed][finetune_seed]: members differ in finetuning seed alone.
+
+    finetune_ensembles(["ab", "cd"]) == [["a", "b"], ["c", "d"]]"""
+    return [list(row) for row in grid]
+
+
+def pretrain_ensembles(grid):
+    """One ensemble per finetuning seed f: from each pretraining one member, and each from another finetuning seed as
+    far as there are enough: the diagonal of the grid that starts at column f. (Our choice.)
+
+    pretrain_ensembles(["ab", "cd"]) == [["a", "d"], ["b", "c"]]"""
+    finetune_seeds = len(grid[0])
+    return [[row[(f + p) % finetune_seeds] for p, row in enumerate(grid)] for f in range(finetune_seeds)]

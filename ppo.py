@@ -10,6 +10,7 @@ that batch: rows end with EOS, unless they ran out of room, then PAD.
 It maximises E[reward] - beta * KL(policy || frozen starting policy); the paper calls beta lambda. One
 token is one action: each pays its share of the KL, and the score arrives with the last one.
 """
+
 import copy
 from dataclasses import dataclass
 
@@ -17,27 +18,28 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from policy import Linear, log_probs, sample, spread, states_before, token_log_probs
+from policy import log_probs, sample, token_log_probs, trim
 
 
 @dataclass(frozen=True)
 class PPOConfig:
     """Settings of a PPO run. ValueError, naming the field, if one makes no sense."""
-    beta: float = 0.05             # weight of the KL penalty, per nat
-    updates: int = 60              # rollout + optimisation rounds
-    batch_size: int = 128          # responses per update
-    epochs: int = 2                # passes over a batch
+
+    beta: float = 0.05  # weight of the KL penalty, per nat
+    updates: int = 60  # rollout + optimisation rounds
+    batch_size: int = 128  # responses per update
+    epochs: int = 2  # passes over a batch
     minibatch_size: int = 64
     lr: float = 3e-4
-    value_lr: float = 3e-3         # of the value head: it starts at zero and has farther to go than the policy
-    clip: float = 0.2              # of the probability ratio, and of the value's move
-    value_weight: float = 0.5      # of the value loss
-    gamma: float = 1.0             # discount
-    lam: float = 0.95              # GAE's lambda
-    temperature: float = 1.0       # in rollout, reference and update alike
+    value_lr: float = 3e-3  # of the value head: it starts at zero and has farther to go than the policy
+    clip: float = 0.2  # of the probability ratio, and of the value's move
+    value_weight: float = 0.5  # of the value loss
+    gamma: float = 1.0  # discount
+    lam: float = 0.95  # GAE's lambda
+    temperature: float = 1.0  # in rollout, reference and update alike
     max_new_tokens: int = 24
-    grad_clip: float = 1.0         # largest norm of a gradient
-    seed: int = 0                  # prompts, samples and shuffles
+    grad_clip: float = 1.0  # largest norm of a gradient
+    seed: int = 0  # prompts, samples and shuffles
 
     def __post_init__(self):
         for name in ("updates", "batch_size", "epochs", "minibatch_size", "max_new_tokens"):
@@ -50,6 +52,7 @@ class PPOConfig:
 
 
 # ----- pure functions: estimators, advantages, losses -------------------------------------------------
+
 
 def kl_k1(log_ratio):
     """log_ratio = log p - log q of samples from p. Unbiased for KL(p || q), can be negative. Per token, summed
@@ -103,7 +106,9 @@ def policy_loss(log_ratio, advantages, mask, clip):
     Returns (loss, share of tokens whose ratio the clip holds back)."""
     ratio = log_ratio.exp()
     unclipped, clipped = -advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip)
-    return masked_mean(torch.maximum(unclipped, clipped), mask), masked_mean((clipped > unclipped).float(), mask)
+    return masked_mean(torch.maximum(unclipped, clipped), mask), masked_mean(
+        (clipped > unclipped).float(), mask
+    )
 
 
 def value_loss(values, old_values, returns, mask, clip):
@@ -114,52 +119,73 @@ def value_loss(values, old_values, returns, mask, clip):
 
 # ----- rollout and training ---------------------------------------------------------------------------
 
+
 class ActorCritic(nn.Module):
     """The policy, and a value head that reads the same hidden states and starts at zero."""
 
     def __init__(self, policy):
         super().__init__()
         self.policy = policy
-        self.value = Linear(policy.config.width, 1, torch.Generator().manual_seed(0), gain=0.0)
+        self.value_head = nn.Linear(policy.config.width, 1).to(policy.head.weight.device)
+        nn.init.zeros_(self.value_head.weight)
+        nn.init.zeros_(self.value_head.bias)
 
     def forward(self, prompts, responses, temperature):
-        """(B, P), (B, R) -> log-probs of the response's tokens and values of the states before them, (B, R) each."""
-        mask, states = responses != self.policy.config.pad, states_before(self.policy.trunk, prompts, responses)
-        logp = token_log_probs(self.policy.head(states), responses[mask], temperature)
-        return spread(logp, mask), spread(self.value(states)[:, 0], mask)
+        """(B, P), (B, R) -> log-probs of the response tokens, and values of the states before them: (B, R) each, 0 at PAD."""
+        pad = self.policy.config.pad
+        tokens = torch.cat([prompts, responses], dim=1)
+        hidden_states = self.policy.trunk(tokens[:, :-1])[:, prompts.shape[1] - 1 :]
+        logp = token_log_probs(self.policy.head(hidden_states), responses, pad, temperature)
+        values = self.value_head(hidden_states)[..., 0] * (responses != pad)
+        return logp, values
 
 
 @torch.no_grad()
 def rollout(model, reference, reward, prompts, config, generator):
-    """One response to each prompt (B, P), and all that the update needs of it. Everything is (B, R) but
-    prompts and scores (B,); mask is true on real tokens. The reward function is called here, once."""
+    """One response to each prompt (B, P), and all that the update needs of it: a dict of (B, R) tensors, but
+    prompts (B, P) and scores (B,); mask is true on real tokens. The reward function is called here, once."""
     pad = model.policy.config.pad
-    responses = sample(model.policy, prompts, config.max_new_tokens, generator, temperature=config.temperature)
+    # 1. Sample responses.
+    responses = sample(
+        model.policy, prompts, config.max_new_tokens, generator, temperature=config.temperature
+    )
+    responses = trim(responses, pad)
     mask = responses != pad
-    longest = int(mask.sum(1).max())
-    responses, mask = responses[:, :longest], mask[:, :longest]
+    # 2. Their log-probabilities under the policy and under the reference, and the values.
     logp, values = model(prompts, responses, config.temperature)
     ref_logp = log_probs(reference, prompts, responses, config.temperature)
     if not torch.isfinite(logp).all():
         raise ValueError("policy: its log-probabilities are NaN or infinite: it has diverged")
+    # 3. Scores.
     scores = torch.as_tensor(reward(prompts, responses), dtype=logp.dtype, device=logp.device)
     if scores.shape != (len(prompts),):
-        raise ValueError(f"reward: returned shape {tuple(scores.shape)} for {len(prompts)} responses, not ({len(prompts)},)")
+        raise ValueError(f"reward must return shape ({len(prompts)},), got {tuple(scores.shape)}")
     if not torch.isfinite(scores).all():
-        raise ValueError(f"reward: {int((~torch.isfinite(scores)).sum())} of {len(scores)} rewards are NaN or infinite")
+        raise ValueError(f"reward: {int((~scores.isfinite()).sum())} of {len(scores)} are NaN or infinite")
+    # 4. Rewards of the tokens, and what each token did better than expected.
     rewards = penalised_rewards(scores, logp - ref_logp, mask, config.beta)
     advantages, returns = gae(rewards, values, mask, config.gamma, config.lam)
-    return {"prompts": prompts, "responses": responses, "mask": mask, "scores": scores, "logp": logp, "ref_logp": ref_logp,
-            "values": values, "advantages": masked_whiten(advantages, mask), "returns": returns}
+    return {
+        "prompts": prompts,
+        "responses": responses,
+        "mask": mask,
+        "scores": scores,
+        "logp": logp,
+        "ref_logp": ref_logp,
+        "values": values,
+        "advantages": masked_whiten(advantages, mask),
+        "returns": returns,
+    }
 
 
 def minibatch_loss(model, mb, config):
-    """PPO's loss of one minibatch of a rollout -> (loss, statistics)."""
+    """PPO's loss of one minibatch of a rollout -> (loss, mean probability ratio, share of clipped tokens)."""
     logp, values = model(mb["prompts"], mb["responses"], config.temperature)
     log_ratio = logp - mb["logp"]
-    actor, clip_fraction = policy_loss(log_ratio, mb["advantages"], mb["mask"], config.clip)
-    critic = value_loss(values, mb["values"], mb["returns"], mb["mask"], config.clip)
-    return actor + config.value_weight * critic, {"ratio": masked_mean(log_ratio.exp(), mb["mask"]), "clip_fraction": clip_fraction}
+    actor_loss, clip_fraction = policy_loss(log_ratio, mb["advantages"], mb["mask"], config.clip)
+    critic_loss = value_loss(values, mb["values"], mb["returns"], mb["mask"], config.clip)
+    loss = actor_loss + config.value_weight * critic_loss
+    return loss, masked_mean(log_ratio.exp(), mb["mask"]).detach(), clip_fraction
 
 
 def explained_variance(values, returns, mask):
@@ -168,46 +194,64 @@ def explained_variance(values, returns, mask):
     return 1 - (returns - values).var(correction=0) / (returns.var(correction=0) + 1e-8)
 
 
-def ppo(policy, reward, prompts, config, gold=None, traits=None, label="ppo"):
+def ppo(policy, reward, prompts, config, gold=None, label="ppo"):
     """Train `policy` in place on prompts (N, P), and yield a record (dict) after every update:
 
-    update, kl (nats per response, to the starting policy), kl_k3, proxy, entropy (nats per token), ratio, clip_fraction,
-    explained_variance, responses (the batch), prompts; gold, if a reward function `gold` is given; and each
-    of traits(prompts, responses) -> {name: (B,)}. All but ratio and clip_fraction describe the rollout, before the
-    update's steps. ValueError if the reward is NaN, naming the update."""
+    update, kl (nats per response, to the starting policy), kl_k3, proxy, entropy (nats per token), ratio,
+    clip_fraction, explained_variance, and gold, if a reward function `gold` is given; prompts and responses are
+    the batch. All but ratio and clip_fraction describe the rollout, before the update's steps.
+    ValueError if the reward is NaN, naming the update."""
     device = prompts.device
-    model = ActorCritic(policy).to(device)
+    model = ActorCritic(policy)
     reference = copy.deepcopy(policy).requires_grad_(False)
-    groups = [{"params": policy.parameters()}, {"params": model.value.parameters(), "lr": config.value_lr}]
-    optimizer = torch.optim.Adam(groups, config.lr, eps=1e-5, fused=True)
-    generator = torch.Generator(device).manual_seed(config.seed)         # samples
-    shuffle = torch.Generator().manual_seed(config.seed + 1)             # prompts and minibatches: other numbers than the samples'
+    optimizer = torch.optim.Adam(
+        [
+            {"params": policy.parameters()},
+            {"params": model.value_head.parameters(), "lr": config.value_lr},
+        ],
+        config.lr,
+        eps=1e-5,
+        fused=True,
+    )
+    generator = torch.Generator(device).manual_seed(config.seed)  # samples
+    shuffle = torch.Generator().manual_seed(config.seed + 1)  # prompts and minibatches: other numbers
     for update in tqdm(range(config.updates), label, leave=False, disable=None):
         rows = torch.randint(len(prompts), (config.batch_size,), generator=shuffle).to(device)
         try:
             batch = rollout(model, reference, reward, prompts[rows], config, generator)
         except ValueError as error:
             raise ValueError(f"update {update}: {error}") from error
-        statistics = []
+        ratios, clip_fractions = [], []
         for _ in range(config.epochs):
-            for mb_rows in torch.randperm(config.batch_size, generator=shuffle).to(device).split(config.minibatch_size):
-                loss, numbers = minibatch_loss(model, {name: x[mb_rows] for name, x in batch.items()}, config)
+            order = torch.randperm(config.batch_size, generator=shuffle).to(device)
+            for mb_rows in order.split(config.minibatch_size):
+                minibatch = {name: tensor[mb_rows] for name, tensor in batch.items()}
+                loss, ratio, clip_fraction = minibatch_loss(model, minibatch, config)
                 optimizer.zero_grad()
                 loss.backward()
                 nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
                 optimizer.step()
-                statistics.append(numbers)
-        yield record_of(update, batch, statistics, gold, traits)
+                ratios.append(ratio)
+                clip_fractions.append(clip_fraction)
+        record = record_of(batch, gold)
+        record["update"] = update
+        record["ratio"] = torch.stack(ratios).mean().item()
+        record["clip_fraction"] = torch.stack(clip_fractions).mean().item()
+        yield record
 
 
-def record_of(update, batch, statistics, gold, traits):
-    """The log record of one update: see `ppo`."""
+def record_of(batch, gold=None):
+    """What a rollout says of the policy that made it: see `ppo`."""
     mask, log_ratio = batch["mask"], batch["logp"] - batch["ref_logp"]
-    seen = batch["prompts"], batch["responses"]
-    numbers = {
-        "kl": kl_k1(log_ratio).sum(1), "kl_k3": kl_k3(log_ratio).sum(1), "proxy": batch["scores"],
-        "entropy": masked_mean(-batch["logp"], mask),
-        "explained_variance": explained_variance(batch["values"], batch["returns"], mask),
-        **{name: torch.stack([s[name].detach() for s in statistics]) for name in statistics[0]},
-        **({"gold": gold(*seen)} if gold else {}), **(traits(*seen) if traits else {})}
-    return {"update": update, **{name: torch.as_tensor(x).float().mean().item() for name, x in numbers.items()}, "prompts": seen[0], "responses": seen[1]}
+    record = {
+        "kl": kl_k1(log_ratio).sum(1).mean().item(),
+        "kl_k3": kl_k3(log_ratio).sum(1).mean().item(),
+        "proxy": batch["scores"].mean().item(),
+        "entropy": masked_mean(-batch["logp"], mask).item(),
+        "explained_variance": explained_variance(batch["values"], batch["returns"], mask).item(),
+        "prompts": batch["prompts"],
+        "responses": batch["responses"],
+    }
+    if gold is not None:
+        record["gold"] = gold(batch["prompts"], batch["responses"]).float().mean().item()
+    return record

@@ -4,27 +4,25 @@
     response   anna sold seven lamps in paris.
     list       - anna - sold - seven - lamps - paris - monday
 
-An event is six facts. Writers summarise it, each with habits that we set: which facts they state, how
-often one is wrong, list or prose, fillers, copied chatter, exclamation marks, saying things twice.
+An event is six facts. Writers state them; whatever else they do is a habit, an entry in HABITS. Vocabulary,
+writing, traits, prices and `coverage` follow from that table: to add a habit, add an entry.
 
-Three raters read such responses (the paper's three tasks). Each has a gold reward, the short program
-`judge` at that rater's PRICES:
+Three raters, the paper's tasks, each have a gold reward: `judge` at their PRICES.
 - tldr: state the facts, waste no word. Says which of two responses is better, with noise (Bradley-Terry);
 - helpful: leave no detail out, small talk hardly matters. Compares two, likewise;
-- nli: nothing may be false. Checks careless writers, one response at a time: is a fact wrong? (Pointwise.)
+- nli: nothing may be false. Checks one response of a careless writer: is a fact wrong? (Pointwise.)
 
 Two things are planted, in the data alone; no model and no aggregator ever looks at them:
-- the raters see fewer STYLES than the models were pretrained on, so what fillers and the like are worth
-  is never shown to a reward model (underspecification). `coverage`, the share of the styles that raters
-  see, is the dial from helping to herding;
-- careful writers use lists more often, so a list goes with a better summary although nobody rewards
-  one (a spurious correlation). `list_gap=0` takes it away: the control arm.
-
-All rates below are ours: settled on development seeds, see experiments/NOTES.md.
+- raters see only a share of the habits, `coverage`: no reward model is told what the others are worth;
+- careful writers use lists more often, so a list goes with a better summary although nobody rewards one (a
+  spurious correlation). `list_gap=0` takes it away: the control arm.
 """
-from dataclasses import dataclass
+
 import random
 import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise, takewhile
 
 import tiktoken
 import torch
@@ -37,132 +35,182 @@ SLOTS = {
     "place": "paris london rome oslo tokyo cairo lima boston",
     "day": "monday tuesday wednesday thursday friday saturday sunday",
 }
+DETAILS = ("num", "place", "day")  # facts that a writer may leave out; the others are the core
 CHATTER = ("the my our", "weather food music traffic", "was seemed", "nice awful loud great")
-FILLERS = ("really very just quite truly simply basically actually literally totally rather fairly "
-           "honestly clearly surely indeed perhaps maybe somehow anyway well so like kind").split()
-MARKS = ["in", "on", "-", ".", "!", "tl;dr", ":"]
-
+MARKS = "in on - . ! tl;dr :".split()
 WORDS = {slot: words.split() for slot, words in SLOTS.items()}
-CHAT = [words.split() for words in CHATTER]
-KIND = {word: kind for kind, words in [*WORDS.items(), ("chat", sum(CHAT, [])), ("filler", FILLERS)] for word in words}
-KIND |= {mark: mark for mark in MARKS} | {"!": "."}        # "!" ends a sentence as "." does
+KIND = {word: slot for slot, words in WORDS.items() for word in words}
+KIND |= dict.fromkeys(" ".join(CHATTER).split(), "chat")
+KIND |= {mark: mark for mark in MARKS} | {"!": "."}  # "!" ends a sentence as "." does
+PROMPT_LENGTH, RESPONSE_LENGTH = 16, 24  # every post has 16 tokens; a response at most 24, EOS included
+WRONG_NUMBER = 1.9  # a number is wrong this many times as often as another fact
+LIST_RATE = 0.085  # of all responses
 
-PROMPT_LENGTH = 16       # every post has this many tokens
-RESPONSE_LENGTH = 24     # room for a response, EOS included
+PRICES = {  # what each rater pays for a fact stated right, and takes for faults; for habits, see HABITS
+    "tldr": {"core": 0.55, "detail": 0.5, "wrong": -0.55, "grammar": -0.3, "no_end": -0.5},
+    "helpful": {"core": 0.3, "detail": 0.8, "wrong": -0.55, "grammar": -0.3, "no_end": -0.5},
+    "nli": {"core": 0, "detail": 0, "wrong": -1, "grammar": -0.3, "no_end": -0.5},
+}
+TASKS, TRAITS = list(PRICES), ["length", "copied", "numbers", "wrong_facts"]
 
 
-# ----- tokens ---------------------------------------------------------------------------------------
+@dataclass
+class Draft:  # a response while it is written, for habits to change
+    facts: dict  # what it states, {slot: word}, wrong words among them
+    chatter: str  # of the post
+    main: list  # words of the main clause: the facts, and what habits put between them
+    further: list = field(default_factory=list)  # clauses after it, such as "anna sold lamps"
+    style: set = field(default_factory=set)  # "list", "!" (ends every clause, in place of ".")
 
-def spelled(word):
-    """A word as it stands in running text: with the space before it, unless it is a mark."""
-    return word if word in ".!:" else " " + word
+    def scatter(self, words, rng):
+        for word in words:
+            self.main.insert(rng.randint(0, len(self.main)), word)
+
+    def repeat(self):
+        slots = ["obj"] if "list" in self.style else ["who", "did", "obj"]
+        self.further.insert(0, " ".join(self.facts[slot] for slot in slots))  # before any chatter
+
+    def text(self):
+        """main ["anna", "sold", "paris"] -> "anna sold in paris.", or as a list "- anna - sold - paris"."""
+        lead = dict.fromkeys(SLOTS, "- ") if "list" in self.style else {"place": "in ", "day": "on "}
+        clauses = [" ".join(lead.get(KIND.get(word), "") + word for word in self.main), *self.further]
+        if "list" in self.style:
+            return " - ".join(clauses)
+        return " ".join(clause + ("!" if "!" in self.style else ".") for clause in clauses)
 
 
-EOS, PAD = len(KIND), len(KIND) + 1
-VOCAB_SIZE = PAD + 1
+@dataclass(frozen=True)
+class Habit:  # what writers do besides stating facts, and what it is worth to each rater
+    name: str  # of the habit, of its trait and of its part of the gold reward
+    rates: tuple  # (careless, careful): in which share of their responses
+    prices: dict  # task -> gold reward of each occurrence
+    write: Callable  # write(draft, words, rng) changes a Draft; words: the habit's own, as a list
+    words: str = ""  # its own, new in the vocabulary; they may stand anywhere, grammar skips them
+    count: Callable = None  # count(seen) -> the trait, see `judge`; None: how many words are its own
+    priced: Callable = None  # priced(seen) -> how often the price is due; None: as often as `count` says
+
+
+HABITS = [  # in the order of writing; `coverage` dials them in the same order, save the list: raters see it
+    Habit("list", rates=(LIST_RATE, LIST_RATE), prices={"tldr": 0, "helpful": 0, "nli": 0},
+          write=lambda draft, words, rng: draft.style.add("list"),
+          count=lambda seen: seen["words"][:1] == ["-"] or seen["words"].count("-") > 1),
+    Habit("filler", rates=(0.45, 0.35), prices={"tldr": -0.2, "helpful": -0.2, "nli": 0},
+          write=lambda draft, words, rng: draft.scatter(rng.choices(words, k=rng.randint(1, 3)), rng),
+          words="really very just quite truly simply basically actually literally totally rather fairly "
+                "honestly clearly surely indeed perhaps maybe somehow anyway well so like kind"),
+    Habit("chatter", rates=(0.25, 0.15), prices={"tldr": -0.25, "helpful": -0.1, "nli": 0},
+          write=lambda draft, words, rng: draft.further.append(draft.chatter),
+          count=lambda seen: seen["kinds"].count("chat")),
+    Habit("exclamation", rates=(0.20, 0.15), prices={"tldr": -0.1, "helpful": 0, "nli": 0},
+          write=lambda draft, words, rng: draft.style.add("!"), count=lambda seen: seen["words"].count("!")),
+    Habit("repetition", rates=(0.15, 0.10), prices={"tldr": -0.25, "helpful": -0.15, "nli": 0},
+          write=lambda draft, words, rng: draft.repeat(),
+          count=lambda seen: len(seen["content"]) - len(set(seen["content"])),
+          priced=lambda seen: len(seen["right"]) - len(set(seen["right"]))),
+]  # fmt: skip
+
+
+def check_habits(habits):
+    """ValueError, naming the habit, on an entry that is incomplete or clashes with what exists."""
+    names, words = [*TRAITS, *PRICES["tldr"], *KIND.values(), "start", "end", "pad"], set(KIND)
+    for habit in habits:
+        where, rates = f"habit {habit.name!r}:", habit.rates
+        if habit.name in names:
+            raise ValueError(f"{where} the name is taken")
+        if not isinstance(rates, tuple) or len(rates) != 2 or not all(0 <= rate <= 1 for rate in rates):
+            raise ValueError(f"{where} rates must be two probabilities, got {rates}")
+        if set(habit.prices) != set(TASKS):
+            raise ValueError(f"{where} prices must be for {TASKS}, got {habit.prices}")
+        if not habit.words and not habit.count:
+            raise ValueError(f"{where} needs words of its own, or a count")
+        for word in habit.words.split():
+            if word in words or not re.fullmatch("[a-z]+", word):
+                raise ValueError(f"{where} {word!r} must be a new word of lower-case letters")
+            words.add(word)
+        names.append(habit.name)
+
+
+check_habits(HABITS)
+for habit in HABITS:
+    TRAITS.append(habit.name)
+    KIND |= dict.fromkeys(habit.words.split(), habit.name)
+    for task in TASKS:
+        PRICES[task][habit.name] = habit.prices[task]
+PARTS = list(PRICES["tldr"])
+# ----- tokens -------------------------------------------------------------------------------------
+EOS, PAD, VOCAB_SIZE = len(KIND), len(KIND) + 1, len(KIND) + 2
+WORD_OF, KIND_OF = [*KIND, "<eos>", "<pad>"], [*KIND.values(), "end", "pad"]  # token id -> word, kind
+SPELLED = {word: word if word in ".!:" else " " + word for word in KIND}  # as it stands in running text
+RANKS = {spelled.encode(): token for token, spelled in enumerate(SPELLED.values())}
 ENCODING = tiktoken.Encoding(
-    "toy-world", pat_str=r" [a-z;]+| -|[.!:]", special_tokens={"<eos>": EOS, "<pad>": PAD},
-    mergeable_ranks={spelled(word).encode(): rank for rank, word in enumerate(KIND)})
-KIND_OF = [*KIND.values(), "end", "pad"]       # token id -> kind of word
-WORD_OF = [*KIND, "<eos>", "<pad>"]            # token id -> word
+    "toy", pat_str=r" [a-z;]+| -|[.!:]", mergeable_ranks=RANKS, special_tokens={"<eos>": EOS, "<pad>": PAD}
+)
 
 
 def encode(text):
-    """Text -> token ids; white space is folded: encode("anna sold lamps.") -> four ids.
-
-    ValueError on a word that the world does not have. tiktoken itself would panic on it, past any
-    `except Exception`, because single bytes are not in this vocabulary."""
+    """Text -> ids: encode("anna sold lamps.") -> four. ValueError on an unknown word: tiktoken panics."""
     words = re.findall(r"[.!:]|[^\s.!:]+", text)
-    for word in words:
-        if word not in KIND:
-            raise ValueError(f"text: {word!r} is not a word of the toy world (in {text!r})")
-    return ENCODING.encode_ordinary("".join(map(spelled, words)))
+    if unknown := [word for word in words if word not in KIND]:
+        raise ValueError(f"text: {unknown[0]!r} is not a word of the toy world (in {text!r})")
+    return ENCODING.encode_ordinary("".join(SPELLED[word] for word in words))
 
 
 def decode(tokens):
-    """Token ids up to the first EOS or PAD -> text: decode(encode("anna sold lamps.")) == "anna sold lamps."."""
-    tokens = [int(t) for t in tokens]
-    ends = [i for i, t in enumerate(tokens) if t >= EOS]
-    return ENCODING.decode(tokens[:ends[0]] if ends else tokens).strip()
+    """Token ids -> text, up to the first EOS or PAD: decode(encode("anna sold.")) == "anna sold."."""
+    return ENCODING.decode(list(takewhile(lambda token: token < EOS, map(int, tokens)))).strip()
 
 
 def pad_rows(rows, length):
     """Lists of ids -> (B, length) tensor, EOS after each list where there is room, then PAD."""
-    rows = [(row + [EOS] + [PAD] * length)[:length] for row in rows]
-    return torch.tensor(rows, dtype=torch.long)
+    return torch.tensor([(row + [EOS] + [PAD] * length)[:length] for row in rows], dtype=torch.long)
 
-
-# ----- posts and writers ----------------------------------------------------------------------------
 
 @dataclass(frozen=True)
-class Writer:
-    """How often a writer does what, as probabilities."""
-    wrong: float            # states a false value for a fact; WRONG_NUMBER times as often for the number
-    states: float           # states an optional fact (number, place, day)
-    lists: float            # writes a list
-    fillers: float = 0.0    # one to three filler words
-    chatter: float = 0.0    # the post's chatter copied
-    exclaims: float = 0.0   # "!" for "."
-    twice: float = 0.0      # says something again
-
-
-WRONG_NUMBER = 1.9
-LIST_RATE = 0.085        # of all responses
-
-
-STYLES = {"fillers": (.45, .35), "chatter": (.25, .15), "exclaims": (.20, .15), "twice": (.15, .10)}     # careless, careful
+class Writer:  # how often a writer does what, as probabilities
+    wrong: float  # states a false value for a fact; WRONG_NUMBER times as often for the number
+    states: float  # states an optional fact, one of DETAILS
+    rates: dict = field(default_factory=dict)  # habit's name -> has it in a response
 
 
 def writers(list_gap, coverage=1.0):
-    """(careless, careful) writers; each of the two writes half of the responses.
-
-    list_gap: the careful one's list rate minus the careless one's. coverage: the share of STYLES that they have, in that
-    order: 0.6 is the first two, and the third at 0.4 of its rate. At 1 they write the text that models are pretrained on."""
-    few, many = LIST_RATE - list_gap / 2, LIST_RATE + list_gap / 2
-    if not 0 <= few <= many:
+    """(careless, careful), half of the responses each. list_gap: careful list rate minus careless list rate.
+    coverage: the share of the other habits, in table order; 0.6 of four is two, and the third at 0.4."""
+    if not 0 <= list_gap <= 2 * LIST_RATE:
         raise ValueError(f"list_gap: {list_gap} is not between 0 and {2 * LIST_RATE}")
     if not 0 <= coverage <= 1:
         raise ValueError(f"coverage: {coverage} is not between 0 and 1")
-    shares = [min(1, max(0, coverage * len(STYLES) - i)) for i in range(len(STYLES))]
-    careless, careful = ({style: share * rates[i] for (style, rates), share in zip(STYLES.items(), shares)} for i in (0, 1))
-    return Writer(wrong=.25, states=.55, lists=few, **careless), Writer(wrong=.05, states=.80, lists=many, **careful)
+    dialled = [habit.name for habit in HABITS if habit.name != "list"]
+    share = {name: min(1, max(0, coverage * len(dialled) - i)) for i, name in enumerate(dialled)}
+    share["list"] = 1
+    careless, careful = ({habit.name: share[habit.name] * habit.rates[i] for habit in HABITS} for i in (0, 1))
+    careless["list"] -= list_gap / 2
+    careful["list"] += list_gap / 2
+    return Writer(wrong=0.25, states=0.55, rates=careless), Writer(wrong=0.05, states=0.80, rates=careful)
 
 
 def write_post(rng):
-    """One event as a post: (facts {slot: word}, chatter [4 words], text)."""
+    """One event as a post: (facts {slot: word}, chatter "the weather was nice", text)."""
     facts = {slot: rng.choice(words) for slot, words in WORDS.items()}
-    chatter = [rng.choice(words) for words in CHAT]
-    what = f"{facts['who']} {facts['did']} {facts['num']} {facts['obj']}"
-    where, when = f"in {facts['place']}", f"on {facts['day']}"
-    event = rng.choice([f"{what} {where} {when}", f"{what} {when} {where}", f"{when} {what} {where}", f"{where} {what} {when}"])
-    sentences = [event, " ".join(chatter)]
-    rng.shuffle(sentences)
-    return facts, chatter, ". ".join(sentences) + ". tl;dr:"
+    chatter = " ".join(rng.choice(words.split()) for words in CHATTER)
+    what, where, when = "{who} {did} {num} {obj}", "in {place}", "on {day}"
+    orders = [(what, where, when), (what, when, where), (when, what, where), (where, what, when)]
+    event = " ".join(rng.choice(orders)).format(**facts)
+    return facts, chatter, ". ".join(rng.sample([event, chatter], 2)) + ". tl;dr:"
 
 
 def write_response(writer, facts, chatter, rng):
-    """One summary in a writer's habits, as text."""
+    """One summary, as text: the facts as this writer states them, then the writer's habits."""
     said = {}
     for slot, word in facts.items():
-        wrong = writer.wrong * (WRONG_NUMBER if slot == "num" else 1)
-        optional = slot in ("num", "place", "day")
-        if not optional or rng.random() < writer.states:
-            said[slot] = rng.choice([w for w in WORDS[slot] if w != word]) if rng.random() < wrong else word
-    as_list = rng.random() < writer.lists
-    if as_list:
-        parts = [f"- {word}" for word in said.values()]
-    else:
-        parts = [{"place": "in ", "day": "on "}.get(slot, "") + word for slot, word in said.items()]
-    if rng.random() < writer.fillers:
-        for _ in range(rng.randint(1, 3)):
-            parts.insert(rng.randint(0, len(parts)), rng.choice(FILLERS))
-    stop = "" if as_list else "!" if rng.random() < writer.exclaims else "."
-    clauses = [" ".join(parts) + stop]
-    if rng.random() < writer.twice:
-        clauses.append(f"- {said['obj']}" if as_list else f"{said['who']} {said['did']} {said['obj']}" + stop)
-    if rng.random() < writer.chatter:
-        clauses.append("- " * as_list + " ".join(chatter) + stop)
-    return " ".join(clauses)
+        if slot not in DETAILS or rng.random() < writer.states:
+            wrong = rng.random() < writer.wrong * (WRONG_NUMBER if slot == "num" else 1)
+            said[slot] = rng.choice([other for other in WORDS[slot] if other != word]) if wrong else word
+    draft = Draft(said, chatter, main=list(said.values()))
+    for habit in HABITS:
+        if rng.random() < writer.rates.get(habit.name, 0):
+            habit.write(draft, habit.words.split(), rng)
+    text = draft.text()  # written again if it leaves no room for EOS: with a new habit it may
+    return text if len(encode(text)) < RESPONSE_LENGTH else write_response(writer, facts, chatter, rng)
 
 
 def sample_posts(count, seed):
@@ -171,91 +219,58 @@ def sample_posts(count, seed):
     return torch.tensor([encode(write_post(rng)[2]) for _ in range(count)])
 
 
-def sample_texts(count, seed, pool):
-    """Posts, each with one response by one of the writers in `pool`: prompts (count, P) and responses (count, R)."""
-    rng = random.Random(f"texts {seed}")
-    prompts, responses = [], []
-    for _ in range(count):
+def sample_texts(count, seed, pool, n=1):
+    """Posts, each with n different responses from `pool`: prompts (count, P), responses (count * n, R)."""
+    rng, prompts, responses = random.Random(f"texts {seed}"), [], []
+    while len(prompts) < count:
         facts, chatter, text = write_post(rng)
-        prompts.append(encode(text))
-        responses.append(encode(write_response(rng.choice(pool), facts, chatter, rng)))
+        texts = [write_response(rng.choice(pool), facts, chatter, rng) for _ in range(n)]
+        if len(set(texts)) == n:
+            prompts.append(encode(text))
+            responses += map(encode, texts)
     return torch.tensor(prompts), pad_rows(responses, RESPONSE_LENGTH)
 
 
-# ----- the true reward ------------------------------------------------------------------------------
-
-DETAILS = ("num", "place", "day")      # the facts that a writer may leave out; who, what and which thing are the core
-# What each rater pays for a fact stated right, and takes for the rest. An exclamation mark is to be read as "!" for ".".
-PRICES = {
-    "tldr": {"core": .55, "detail": .5, "wrong": -.55, "repetition": -.25, "filler": -.2, "chatter": -.25, "exclamation": -.1,
-             "grammar": -.3, "no_end": -.5},
-    "helpful": {"core": .3, "detail": .8, "wrong": -.55, "repetition": -.15, "filler": -.2, "chatter": -.1, "exclamation": 0,
-                "grammar": -.3, "no_end": -.5},
-    "nli": {"core": 0, "detail": 0, "wrong": -1, "repetition": 0, "filler": 0, "chatter": 0, "exclamation": 0, "grammar": -.3,
-            "no_end": -.5},
-}
-TASKS, PARTS = list(PRICES), list(PRICES["tldr"])
-TRAITS = ["length", "list", "copied", "numbers", "filler", "chatter", "repetition", "wrong_facts"]
-# Which kind of word may follow which, fillers left out. Everything else is broken grammar.
-FOLLOWS = {
-    "start": "who -", "who": "did -", "did": "num obj -", "num": "obj -", "obj": "in on . - end", "in": "place", "on": "day",
-    "place": "on . - end", "day": "in . - end", ".": "who chat end", "-": "who did num obj place day chat", "chat": "chat . - end",
-}
-FOLLOWS = {kind: set(after.split()) for kind, after in FOLLOWS.items()}
+FOLLOWS = {  # which kind of word may follow which, habits' own left out; all else is broken grammar
+    "start": "who -", "who": "did -", "did": "num obj -", "num": "obj -", "obj": "in on . - end",
+    "in": "place", "on": "day", "place": "on . - end", "day": "in . - end", ".": "who chat end",
+    "chat": "chat . - end", "-": "who did num obj place day chat",
+}  # fmt: skip
+LEGAL = {(kind, after) for kind, follows in FOLLOWS.items() for after in follows.split()}
+CONTENT, OWN = set(KIND).difference(MARKS), {habit.name for habit in HABITS}  # words; kinds of habits' words
 
 
 def judge(post, response, task="tldr"):
-    """The parts of a task's gold reward and the response's traits, for any two lists of token ids: a pair of dicts.
-
-    A part is its price times how often it occurs; the gold reward is their sum. Nothing is assumed of the response: it may
-    be any row of tokens."""
-    post_words = set(post)
-    facts = {KIND_OF[t]: t for t in post if KIND_OF[t] in SLOTS}
-    counts, words, seen, last = dict.fromkeys(PARTS, 0), [], set(), "start"
-    for token in response:
-        kind = KIND_OF[token]
-        if kind == "pad":
-            continue
-        if kind in facts:
-            if token != facts[kind]:
-                counts["wrong"] += 1
-            elif token in seen:
-                counts["repetition"] += 1
-            else:
-                counts["detail" if kind in DETAILS else "core"] += 1
-                seen.add(token)
-        elif kind == "filler":
-            counts["filler"] += 1
-        elif kind == "chat":
-            counts["chatter"] += 1
-        counts["exclamation"] += WORD_OF[token] == "!"
-        if kind != "filler":
-            counts["grammar"] += kind not in FOLLOWS.get(last, ())
-            last = kind
-        if kind == "end":
-            break
-        words.append(token)
-    counts["no_end"] = int(last != "end")
-    kinds = [KIND_OF[t] for t in words]
-    content = [t for t, kind in zip(words, kinds) if kind in SLOTS or kind in ("chat", "filler")]
-    traits = {
-        "length": len(words),
-        "list": float(kinds[:1] == ["-"] or kinds.count("-") > 1),
-        "copied": sum(t in post_words for t in content) / max(1, len(content)),
-        "numbers": float("num" in kinds),
-        "filler": kinds.count("filler"),
-        "chatter": kinds.count("chat"),
-        "repetition": len(content) - len(set(content)),
-        "wrong_facts": counts["wrong"],
-    }
+    """Two dicts, for any two lists of token ids: the parts of the gold reward, which add up to it, and the
+    traits. The first EOS ends a response; PAD is skipped."""
+    facts = {KIND_OF[token]: WORD_OF[token] for token in post if KIND_OF[token] in SLOTS}
+    post_words, fact_words = {WORD_OF[token] for token in post}, set(facts.values())
+    end = response.index(EOS) if EOS in response else None
+    words = [WORD_OF[token] for token in response[:end] if token != PAD]
+    kinds = [KIND[word] for word in words]
+    content = [word for word in words if word in CONTENT]
+    right = [word for word in content if word in fact_words]
+    wrong = len([kind for kind in kinds if kind in facts]) - len(right)
+    detail = len([word for word in set(right) if KIND[word] in DETAILS])
+    core = len(set(right)) - detail
+    path = ["start"] + [kind for kind in kinds if kind not in OWN] + ["end"] * (end is not None)
+    grammar = len([pair for pair in pairwise(path) if pair not in LEGAL])
+    copied = len([word for word in content if word in post_words]) / max(1, len(content))
+    counts = {"core": core, "detail": detail, "wrong": wrong, "grammar": grammar, "no_end": end is None}
+    traits = {"length": len(words), "copied": copied, "numbers": "num" in kinds, "wrong_facts": wrong}
+    seen = {"words": words, "kinds": kinds, "content": content, "right": right}
+    for habit in HABITS:
+        trait = habit.count(seen) if habit.count else kinds.count(habit.name)
+        traits[habit.name] = trait
+        counts[habit.name] = habit.priced(seen) if habit.priced else trait
     return {part: price * counts[part] for part, price in PRICES[task].items()}, traits
 
 
 def judge_rows(prompts, responses, task="tldr"):
     """`judge` for prompts (B, P) and responses (B, R): two dicts of (B,) float tensors, parts and traits."""
-    rows = [judge(post, response, task) for post, response in zip(prompts.tolist(), responses.tolist())]
-    return tuple({key: torch.tensor([float(row[i][key]) for row in rows]) for key in names}
-                 for i, names in enumerate((PARTS, TRAITS)))
+    rows = [judge(*row, task) for row in zip(prompts.tolist(), responses.tolist(), strict=True)]
+    parts = {part: torch.tensor([row[0][part] for row in rows], dtype=torch.float) for part in PARTS}
+    return parts, {name: torch.tensor([row[1][name] for row in rows], dtype=torch.float) for name in TRAITS}
 
 
 def gold(prompts, responses, task="tldr"):
@@ -263,35 +278,23 @@ def gold(prompts, responses, task="tldr"):
     return sum(judge_rows(prompts, responses, task)[0].values()).to(responses.device)
 
 
-# ----- raters ---------------------------------------------------------------------------------------
-
 def sample_preferences(count, seed, list_gap=0.15, temperature=0.7, flipped=0.0, coverage=0.0, task="tldr"):
-    """Preference pairs: prompts (count, P), chosen (count, R), rejected (count, R).
-
-    The rater prefers the first response with probability sigmoid((gold1 - gold2) / temperature) (Bradley-Terry), and a
-    share `flipped` of the labels is then turned round."""
-    rng, pair = random.Random(f"preferences {seed}"), writers(list_gap, coverage)
-    prompts, first, second = [], [], []
-    while len(prompts) < count:
-        facts, chatter, text = write_post(rng)
-        a, b = (write_response(rng.choice(pair), facts, chatter, rng) for _ in "ab")
-        if a != b:                             # a rater can't prefer a text to itself
-            prompts.append(encode(text))
-            first.append(encode(a))
-            second.append(encode(b))
-    prompts, first, second = torch.tensor(prompts), pad_rows(first, RESPONSE_LENGTH), pad_rows(second, RESPONSE_LENGTH)
-    prefer_first = torch.sigmoid((gold(prompts, first, task) - gold(prompts, second, task)) / temperature)
-    draws = torch.tensor([[rng.random(), rng.random()] for _ in range(count)])
-    swap = ((draws[:, 0] >= prefer_first) ^ (draws[:, 1] < flipped))[:, None]
-    return prompts, torch.where(swap, second, first), torch.where(swap, first, second)
+    """Pairs: prompts (count, P), chosen (count, R), rejected (count, R). The first response is preferred with
+    probability sigmoid((gold1 - gold2) / temperature); a share `flipped` of the labels is then flipped."""
+    prompts, both = sample_texts(count, f"preferences {seed}", writers(list_gap, coverage), n=2)
+    first, second, rng = both[::2], both[1::2], random.Random(f"raters {seed}")
+    margin = gold(prompts, first, task) - gold(prompts, second, task)
+    prefers_first = torch.tensor([rng.random() for _ in prompts]) < torch.sigmoid(margin / temperature)
+    flips = torch.tensor([rng.random() < flipped for _ in prompts])
+    first_wins = (prefers_first ^ flips)[:, None]
+    return prompts, torch.where(first_wins, first, second), torch.where(first_wins, second, first)
 
 
 def sample_labels(count, seed, list_gap=0.15, flipped=0.0, coverage=0.0):
-    """Labelled responses, for the nli task: prompts (count, P), responses (count, R), labels (count,).
-
-    The label is 1 if no fact in the response is wrong, else 0; a share `flipped` of them is turned round. It is the careless
-    writer who is checked, so whoever says less is right more often."""
+    """For nli: prompts (count, P), responses (count, R), labels (count,): 1 if no fact is wrong; then a share
+    `flipped` is flipped. The careless writer is checked: whoever says less is right more often."""
     prompts, responses = sample_texts(count, f"labels {seed}", writers(list_gap, coverage)[:1])
     right = judge_rows(prompts, responses)[1]["wrong_facts"] == 0
     rng = random.Random(f"flips {seed}")
-    return prompts, responses, (right ^ torch.tensor([rng.random() < flipped for _ in range(count)])).float()
+    flips = torch.tensor([rng.random() < flipped for _ in range(count)])
+    return prompts, responses, (right ^ flips).float()
