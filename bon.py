@@ -2,8 +2,8 @@
 
 From one bank of N samples per prompt comes the *expected* result for every n <= N, not one noisy draw each:
 
-    proxy, gold                                    # (prompts, N) each: scores of the same samples
-    expected_best_of_n(proxy, gold, [1, 4, 16])    # (prompts, 3): gold of the best of n by proxy
+    proxy, gold  # (prompts, N) each: rewards of the same samples
+    expected_best_of_n(proxy, gold, [1, 4, 16])  # (prompts, 3): gold of the best of n by proxy
 """
 
 import functools
@@ -14,41 +14,36 @@ import numpy as np
 
 @functools.cache
 def bon_weights(N, n):
-    """Chance that the sample of rank i (i = 1 is the worst of N) is the best of a random n-subset:
-    C(i - 1, n - 1) / C(N, n), as an array of N. bon_weights(3, 2) == [0, 1/3, 2/3].
-
-    Exact: the binomials are Python integers, divided once."""
+    """Chance that the sample of rank i (i = 1 is the worst of N) is the best of a random n-subset, as (N,):
+    C(i - 1, n - 1) / C(N, n), of exact integers. 3, 2 -> [0, 1/3, 2/3]."""
     if not 1 <= n <= N:
-        raise ValueError(f"n: {n} is not between 1 and the {N} samples of a prompt")
-    subsets = comb(N, n)
-    return np.array([comb(i - 1, n - 1) / subsets for i in range(1, N + 1)])
+        raise ValueError(f"n must be in 1 to {N}, the samples of a prompt, got {n}")
+    return np.array([comb(i - 1, n - 1) / comb(N, n) for i in range(1, N + 1)])
 
 
 def ascending(proxy):
-    """Indices (..., N) that sort by proxy, worst first. Of equal scores the one drawn first ranks higher,
-    so the last index is `best_of_n`'s pick."""
+    """Indices (..., N) that sort by proxy, worst first: [2, 5, 5, 1] -> [3, 0, 2, 1].
+    Of equal rewards the one drawn first ranks higher, so the last index is `best_of_n`'s pick."""
     proxy = np.asarray(proxy)
     if not np.isfinite(proxy).all():
-        raise ValueError("proxy: has NaN or infinite scores")
+        raise ValueError("proxy must be finite, got NaN or infinite rewards")
     return proxy.shape[-1] - 1 - np.argsort(proxy[..., ::-1], axis=-1, kind="stable")
 
 
 def best_of_n(proxy):
-    """The pick itself: index (...,) of the highest proxy score among all N, the first of equal ones."""
+    """The pick itself, (..., N) -> (...): index of the highest proxy reward, the first of equal ones."""
     return ascending(proxy)[..., -1]
 
 
 def expected_best_of_n(proxy, values, ns):
-    """Expected `values` of the best of n by `proxy`, for each n: (..., N), (..., N) -> (..., len(ns)), the leading
-    axes broadcast.
-
-    Unbiased over the draw of the n (Coste et al. 2023 use the same estimator). `values` may be any quantity of the same
-    samples: gold, another RM's reward, a trait. One index carries it, so it cannot lose its place."""
+    """Expected `values` of the best of n by `proxy`, for each n: (..., N), (..., N) -> (..., len(ns)), the
+    leading axes broadcast. Unbiased over the draw of the n (Coste et al. 2023 use the same estimator).
+    `values`: any quantity of the same samples (gold, another RM's reward, a trait): one index serves both."""
     values, order = np.broadcast_arrays(values, ascending(proxy))
     weights = np.stack([bon_weights(order.shape[-1], n) for n in ns], axis=-1)
     return np.take_along_axis(values, order, axis=-1) @ weights
 
 
 def bon_kl(n):
-    """Upper bound, in nats, on KL(best-of-n policy || base policy): log n - (n - 1) / n."""
+    """Upper bound, in nats, on KL(best-of-n policy || base policy): 1 -> 0, 64 -> 3.17."""
     return log(n) - (n - 1) / n

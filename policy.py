@@ -1,31 +1,28 @@
-"""A tiny transformer, a language model on it, and what a policy must do: train, sample, score.
+"""A tiny transformer, a language model on it, and what a policy needs: training, sampling, log-probabilities.
 
     model = LanguageModel(Config(vocab_size=100), seed=0)
     train_lm(model, texts, TrainConfig(steps=1000), seed=0)
     responses = sample(model, prompts, 24, torch.Generator().manual_seed(0))
-    log_probs(model, prompts, responses)                    # of those very samples
+    log_probs(model, prompts, responses)  # (B, R), of those very samples
 
-Conventions shared by every file: tokens are int64, rows are padded on the *right*, all prompts of a
-batch have one length P, a response ends with EOS unless it ran out of room, and PAD fills the rest.
-B rows, T positions, D width, V words.
+Tokens are int64, rows padded on the *right*. Prompts have one length P; a response, of up to R tokens, ends with
+EOS unless it ran out of room. B rows in a batch, N in the data, T positions, D width, V words.
 """
 
 import math
+from collections import OrderedDict
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
 
 @dataclass(frozen=True)
-class Config:
-    """The shape of a transformer."""
-
-    vocab_size: int  # words, EOS and PAD; the last two ids are EOS and PAD
+class Config:  # the shape of a transformer
+    vocab_size: int  # V: words, EOS and PAD; the last two ids are EOS and PAD
     context: int = 40  # longest prompt + response, in tokens
-    width: int = 64  # of the residual stream
+    width: int = 64  # D: of the residual stream
     layers: int = 2
     heads: int = 2
 
@@ -33,22 +30,15 @@ class Config:
         if self.width % self.heads:
             raise ValueError(f"width must be a multiple of heads ({self.heads}), got {self.width}")
 
-    @property
-    def eos(self):
-        return self.vocab_size - 2
-
-    @property
-    def pad(self):
-        return self.vocab_size - 1
+    eos = property(lambda self: self.vocab_size - 2)
+    pad = property(lambda self: self.vocab_size - 1)
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """How to train a model. The defaults are those of a pretraining."""
-
+class TrainConfig:  # how to train a model; the defaults are those of a pretraining
     steps: int = 1200  # updates
     batch_size: int = 32  # rows of data per update
-    lr: float = 3e-3  # peak learning rate, after the warm-up
+    lr: float = 3e-3  # peak learning rate
     warmup: float = 0.05  # share of the steps in which it rises from 0; then a cosine back to 0
     weight_decay: float = 0.01
     clip: float = 1.0  # largest norm of the gradient
@@ -59,48 +49,29 @@ class TrainConfig:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
 
 
-# ----- the transformer ----------------------------------------------------------------------------
-
-
+@dataclass
 class KVCache:
-    """The keys and values of what a batch of rows has read so far, so that it need not be read again.
+    """The keys and values of all tokens that a batch of rows has read, so that none is read twice."""
 
-    keys, values: for each layer (B, heads, room, head_dim), of which the first `length` positions are filled.
-    The room is allocated once, so that appending a token copies that token alone."""
-
-    def __init__(self, keys, values, length=0):
-        self.keys, self.values, self.length = keys, values, length
+    keys: list  # a tensor per layer, (B, heads, room, head_dim), allocated once: appending copies one token
+    values: list  # likewise
+    length: int = 0  # positions filled so far
 
     def append(self, layer, k, v):
-        """Store the keys and values of T more tokens (B, heads, T, head_dim); return those of all tokens so far.
-
-        The transformer moves `length` on once every layer has appended."""
+        """Store one layer's T new keys and values, (B, heads, T, head_dim), and return all of them so far."""
         end = self.length + k.shape[2]
         self.keys[layer][:, :, self.length : end] = k
         self.values[layer][:, :, self.length : end] = v
         return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
 
     def select(self, rows):
-        """A new cache of the given rows, an index (N,) in any order and with repeats.
-
-        It repeats a prompt for its n samples, drops rows that have ended, and gathers a chunk."""
-
-        def gather(tensor):
-            chosen = tensor.new_empty(len(rows), *tensor.shape[1:])
-            chosen[:, :, : self.length] = tensor[:, :, : self.length].index_select(0, rows)
-            return chosen
-
-        return KVCache([gather(k) for k in self.keys], [gather(v) for v in self.values], self.length)
-
-
-def norm(x):
-    """Layer norm without gain and bias: the linear layer that always follows makes up for them."""
-    return F.layer_norm(x, x.shape[-1:])
+        """A new cache of these rows (N,), in any order, with repeats: [1, 1, 0] of rows a, b is b, b, a."""
+        keys = [k.index_select(0, rows) for k in self.keys]
+        values = [v.index_select(0, rows) for v in self.values]
+        return KVCache(keys, values, self.length)
 
 
 class Attention(nn.Module):
-    """Causal multi-head self-attention: (B, T, D) -> (B, T, D)."""
-
     def __init__(self, config, layer):
         super().__init__()
         self.layer, self.heads = layer, config.heads
@@ -108,58 +79,48 @@ class Attention(nn.Module):
         self.out = nn.Linear(config.width, config.width, bias=False)
 
     def forward(self, x, cache=None):
+        """Causal multi-head self-attention: (B, T, D) -> (B, T, D)."""
         B, T, D = x.shape
-        q, k, v = self.qkv(x).view(B, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
+        head_dim = D // self.heads
+        q, k, v = self.qkv(x).view(B, T, 3, self.heads, head_dim).permute(2, 0, 3, 1, 4)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
-        scores = q @ k.transpose(-2, -1) * (D // self.heads) ** -0.5  # (B, heads, T, tokens so far)
+        S = k.shape[2]  # tokens so far: those in the cache, then the T new ones
+        attention = q @ k.transpose(-2, -1) * head_dim**-0.5  # (B, heads, T, S)
         if T > 1:  # a single new token may look at everything before it
-            S = k.shape[2]
             future = torch.ones(T, S, dtype=torch.bool, device=x.device).triu(S - T + 1)
-            scores = scores.masked_fill(future, -torch.inf)
-        mix = scores.softmax(-1) @ v
+            attention = attention.masked_fill(future, -torch.inf)
+        mix = attention.softmax(-1) @ v  # (B, heads, T, head_dim)
         return self.out(mix.transpose(1, 2).reshape(B, T, D))
 
 
-class MLP(nn.Module):
-    """Two linear layers with a ReLU between them: (B, T, D) -> (B, T, D)."""
-
-    def __init__(self, config):
-        super().__init__()
-        self.up = nn.Linear(config.width, 4 * config.width, bias=False)
-        self.down = nn.Linear(4 * config.width, config.width, bias=False)
-
-    def forward(self, x):
-        return self.down(self.up(x).relu_())
-
-
 class Block(nn.Module):
-    """A pre-norm transformer block: (B, T, D) -> (B, T, D)."""
-
     def __init__(self, config, layer):
         super().__init__()
+        # No gain and bias: the linear layer that always follows makes up for them.
+        self.norm = nn.LayerNorm(config.width, elementwise_affine=False)
         self.attention = Attention(config, layer)
-        self.mlp = MLP(config)
+        up = nn.Linear(config.width, 4 * config.width, bias=False)
+        down = nn.Linear(4 * config.width, config.width, bias=False)
+        self.mlp = nn.Sequential(OrderedDict(up=up, relu=nn.ReLU(inplace=True), down=down))
 
     def forward(self, x, cache=None):
-        x = x + self.attention(norm(x), cache)
-        x = x + self.mlp(norm(x))
-        return x
+        """A pre-norm transformer block: (B, T, D) -> (B, T, D)."""
+        x = x + self.attention(self.norm(x), cache)
+        return x + self.mlp(self.norm(x))
 
 
 class Transformer(nn.Module):
-    """Decoder-only transformer: tokens (B, T) -> hidden states (B, T, D).
-
-    With a cache the tokens follow what it holds, and are added to it."""
-
     def __init__(self, config):
         super().__init__()
         self.config = config
         self.token_embedding = nn.Embedding(config.vocab_size, config.width)
         self.position_embedding = nn.Embedding(config.context, config.width)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
+        self.norm = nn.LayerNorm(config.width, elementwise_affine=False)
 
     def forward(self, tokens, cache=None):
+        """Tokens (B, T) -> hidden states (B, T, D). With a cache they follow its tokens, and join it."""
         start = cache.length if cache is not None else 0
         end = start + tokens.shape[1]
         if end > self.config.context:
@@ -169,116 +130,99 @@ class Transformer(nn.Module):
         for block in self.blocks:
             x = block(x, cache)
         if cache is not None:
-            cache.length = end
-        return norm(x)
+            cache.length = end  # now that every layer has appended
+        return self.norm(x)
 
     def prefill(self, prompts):
-        """Read prompts (B, P) -> (their hidden states (B, P, D), a KVCache with room for the rest of the context)."""
+        """Read prompts (B, P) -> their hidden states (B, P, D), and a KVCache with room for the context."""
         c = self.config
         shape = (len(prompts), c.heads, c.context, c.width // c.heads)
         keys = [self.token_embedding.weight.new_empty(shape) for _ in range(c.layers)]
-        values = [torch.empty_like(k) for k in keys]
-        cache = KVCache(keys, values)
+        cache = KVCache(keys, [torch.empty_like(k) for k in keys])
         return self(prompts, cache), cache
 
 
 class LanguageModel(nn.Module):
-    """Next-token logits: tokens (B, T) -> (B, T, V - 1). The head has no output for PAD, so PAD is never sampled."""
-
     def __init__(self, config, seed):
         super().__init__()
         self.config = config
         self.trunk = Transformer(config)
         self.head = nn.Linear(config.width, config.vocab_size - 1)
-        self.init_weights(torch.Generator().manual_seed(seed))
-
-    @torch.no_grad()
-    def init_weights(self, generator):
-        """Every number comes from the generator: a seed is an initialisation, whatever else has drawn numbers."""
+        # A generator of its own: a seed is an initialisation, whatever else draws random numbers.
+        generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
-                parameter.zero_()
+                nn.init.zeros_(parameter)
             elif "embedding" in name:
-                parameter.normal_(std=1.0 if "token" in name else 0.3, generator=generator)
+                nn.init.normal_(parameter, std=1.0 if "token" in name else 0.3, generator=generator)
             else:
-                parameter.normal_(std=parameter.shape[1] ** -0.5, generator=generator)
-                # The layers that add to the residual stream start smaller, so that their sum keeps its size (GPT-2).
-                if name.endswith(("out.weight", "down.weight")):
-                    parameter.mul_((2 * self.config.layers) ** -0.5)
+                nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5, generator=generator)
+            # Layers that add to the residual stream start smaller, so that their sum keeps its size (GPT-2).
+            if name.endswith(("out.weight", "down.weight")):
+                parameter.data.mul_((2 * self.config.layers) ** -0.5)
 
     def forward(self, tokens, cache=None):
+        """Next-token logits: tokens (B, T) -> (B, T, V - 1). PAD has no logit, so it is never sampled."""
         return self.head(self.trunk(tokens, cache))
 
 
-# ----- log-probabilities --------------------------------------------------------------------------
-
-
 def token_log_probs(logits, labels, pad, temperature=1.0):
-    """log p(label) under softmax(logits / temperature): (B, R, V - 1), (B, R) -> (B, R), 0 where the label is PAD."""
-    return -F.cross_entropy(
-        (logits / temperature).transpose(1, 2), labels, ignore_index=pad, reduction="none"
-    )
+    """log softmax(logits / temperature) at the labels, 0 at PAD: (B, R, V - 1), (B, R) -> (B, R).
+    [[[0, 0], [5, 3]]], [[1, 2]], 2 -> [[-0.693, 0]]."""
+    logits = (logits / temperature).transpose(1, 2)  # cross_entropy wants the words second
+    return -nn.functional.cross_entropy(logits, labels, ignore_index=pad, reduction="none")
 
 
 def log_probs(model, prompts, responses, temperature=1.0):
-    """log-probability of every response token: prompts (B, P), responses (B, R) -> (B, R), 0 at PAD.
-
-    The distribution is exactly the one that `sample` draws from at that temperature."""
+    """Log-probability of every response token under `sample`, 0 at PAD: (B, P), (B, R) -> (B, R)."""
     tokens = torch.cat([prompts, responses], dim=1)
-    # The logits at a position predict the token after it: the first response token is predicted by the last of the prompt.
+    # Logits predict the next token: those at the prompt's last position, the response's first token.
     logits = model(tokens[:, :-1])[:, prompts.shape[1] - 1 :]
     return token_log_probs(logits, responses, model.config.pad, temperature)
 
 
 def trim(responses, pad):
-    """Without the columns in which every row has PAD: (B, R) -> (B, longest response)."""
+    """Drop the columns that hold PAD alone: [[7, 9, 9], [5, 7, 9]], 9 -> [[7, 9], [5, 7]]."""
     return responses[:, : int((responses != pad).sum(1).max())]
 
 
-# ----- sampling -----------------------------------------------------------------------------------
-
-
 def sample_token(logits, generator):
-    """One token from each softmax: (B, V) -> (B,).
-
-    The first token whose cumulative probability exceeds a uniform number. torch.multinomial does the same
-    with V random numbers a row in place of one, which took a sixth of the time of sampling."""
+    """Draw a token from each softmax, (B, V - 1) -> (B,): the first whose cumulative probability exceeds one
+    uniform number. torch.multinomial draws V a row, which took a sixth of the time of sampling."""
     cumulative = logits.softmax(-1).cumsum(-1)
     uniform = torch.rand(len(logits), 1, generator=generator, device=logits.device) * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, uniform, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
+    token = torch.searchsorted(cumulative, uniform, right=True)[:, 0]
+    return token.clamp(max=logits.shape[-1] - 1)  # rounding may put the number at the very end
 
 
 @torch.no_grad()
 def sample(model, prompts, max_new_tokens, generator, n=1, temperature=1.0):
-    """Draw n responses to each prompt: prompts (B, P) -> (B * n, max_new_tokens), the n samples of a prompt
-    side by side; each ends with its first EOS, then PAD. `generator` lives on the device of the prompts."""
+    """Draw n responses to each prompt: (B, P) -> (B * n, max_new_tokens), those of a prompt side by side.
+    Each ends with its first EOS, then PAD. The generator must be on the device of the prompts."""
     for name, value in (("n", n), ("max_new_tokens", max_new_tokens)):
         if value < 1:
             raise ValueError(f"{name} must be >= 1, got {value}")
     if temperature <= 0:
         raise ValueError(f"temperature must be > 0, got {temperature}")
-    rows = torch.arange(len(prompts) * n, device=prompts.device)  # the responses that are still being written
+    rows = torch.arange(len(prompts) * n, device=prompts.device)  # the responses still being written
     responses = prompts.new_full((len(rows), max_new_tokens), model.config.pad)
-
     # Prefill: read every prompt once, then repeat what was read for its n samples.
     hidden_states, cache = model.trunk.prefill(prompts)
     logits = model.head(hidden_states[:, -1])[rows // n]
     cache = cache.select(rows // n)
-
-    # Decode: draw a token for every row, drop the rows that have ended, read the token.
     for t in range(max_new_tokens):
+        # Draw a token for every row.
         tokens = sample_token(logits / temperature, generator)
         responses[rows, t] = tokens
+        # Drop the rows that have ended.
         writing = (tokens != model.config.eos).nonzero()[:, 0]
         if len(writing) == 0 or t == max_new_tokens - 1:
             break
         if len(writing) < len(rows):
             rows, tokens, cache = rows[writing], tokens[writing], cache.select(writing)
+        # Read the token.
         logits = model(tokens[:, None], cache)[:, -1]
     return responses
-
-
-# ----- training -----------------------------------------------------------------------------------
 
 
 def minibatches(rows, batch_size, steps, generator):
@@ -294,22 +238,18 @@ def minibatches(rows, batch_size, steps, generator):
 
 
 def train(model, loss_of, data, config, seed, label):
-    """The loop that language and reward models share: minimise loss_of(*minibatch) -> scalar.
-
-    data: tensors of N rows each; `seed` sets the order of the rows. AdamW; the learning rate rises linearly, then
-    falls along a cosine. Returns the loss of every step, (steps,)."""
-    optimizer = torch.optim.AdamW(
-        model.parameters(), config.lr, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True
-    )
+    """The loop of all models: minimise loss_of(*minibatch) on data, tensors of N rows, in an order set by seed.
+    `label` names the progress bar; None: no bar. Returns the loss of every step, (steps,)."""
+    adamw = {"betas": (0.9, 0.98), "weight_decay": config.weight_decay, "fused": True}
+    optimizer = torch.optim.AdamW(model.parameters(), config.lr, **adamw)
     warmup_steps = max(1, round(config.warmup * config.steps))
-
-    def lr_scale(step):
-        return min((step + 1) / warmup_steps, 0.5 + 0.5 * math.cos(math.pi * step / config.steps))
-
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lr_scale)
+    # The learning rate rises linearly, then falls along a cosine.
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda t: min((t + 1) / warmup_steps, 0.5 + 0.5 * math.cos(math.pi * t / config.steps))
+    )
     batches = minibatches(len(data[0]), config.batch_size, config.steps, torch.Generator().manual_seed(seed))
     losses = []
-    for rows in tqdm(batches, label, total=config.steps, leave=False, disable=None):
+    for rows in tqdm(batches, label, config.steps, leave=False, disable=True if label is None else None):
         loss = loss_of(*(tensor[rows.to(tensor.device)] for tensor in data))
         optimizer.zero_grad()
         loss.backward()
@@ -326,10 +266,8 @@ def lm_loss(model, prompts, responses):
 
 
 def train_lm(model, texts, config, seed, prompt_length=1, label="language model"):
-    """Next-token training in place: pretraining (all tokens) and SFT (the response tokens) alike.
-
-    texts (N, T), right-padded; the loss is the mean over real tokens at positions >= prompt_length, in nats per
-    token. `seed` sets the order of the data. Returns the loss of every step."""
+    """Next-token training in place on texts (N, T): pretraining (all tokens) or SFT (those after the prompt).
+    `seed` sets the order of the data. Returns the loss of every step, (steps,), in nats per token."""
     if not 1 <= prompt_length < texts.shape[1]:
         raise ValueError(f"prompt_length must be in 1 to {texts.shape[1] - 1}, got {prompt_length}")
 

@@ -3,12 +3,10 @@
     for record in ppo(policy, reward, prompts, PPOConfig(beta=0.05), gold=gold):
         print(record["kl"], record["proxy"], record["gold"])
 
-reward(prompts (B, P), responses (B, R)) -> (B,) is all that PPO knows of rewards: one RM, an ensemble,
-the gold reward, or `lambda prompts, responses: (responses == 7).any(1).float()`. R is the longest response of
-that batch: rows end with EOS, unless they ran out of room, then PAD.
-
-It maximises E[reward] - beta * KL(policy || frozen starting policy); the paper calls beta lambda. One
-token is one action: each pays its share of the KL, and the score arrives with the last one.
+A reward is any function of prompts (B, P), responses (B, R) -> (B,): a reward model, an ensemble, a lambda.
+PPO maximises E[reward] - beta * KL(policy || frozen starting policy); the paper calls beta lambda. A token is
+an action: each pays its share of the KL, and the score, the reward of the whole response, is paid on the last.
+Tensors are (B, R), a number per token, unless a docstring says otherwise; the mask is true on real tokens.
 """
 
 import copy
@@ -22,9 +20,7 @@ from policy import log_probs, sample, token_log_probs, trim
 
 
 @dataclass(frozen=True)
-class PPOConfig:
-    """Settings of a PPO run. ValueError, naming the field, if one makes no sense."""
-
+class PPOConfig:  # settings of a PPO run
     beta: float = 0.05  # weight of the KL penalty, per nat
     updates: int = 60  # rollout + optimisation rounds
     batch_size: int = 128  # responses per update
@@ -38,47 +34,42 @@ class PPOConfig:
     lam: float = 0.95  # GAE's lambda
     temperature: float = 1.0  # in rollout, reference and update alike
     max_new_tokens: int = 24
-    grad_clip: float = 1.0  # largest norm of a gradient
+    grad_clip: float = 1.0  # largest norm of the gradient
     seed: int = 0  # prompts, samples and shuffles
 
     def __post_init__(self):
-        for name in ("updates", "batch_size", "epochs", "minibatch_size", "max_new_tokens"):
+        for name in ("updates", "batch_size", "epochs", "minibatch_size"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} is below 1")
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
         if self.beta < 0:
-            raise ValueError(f"beta: the KL weight {self.beta} is negative")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature: {self.temperature} is not above 0")
-
-
-# ----- pure functions: estimators, advantages, losses -------------------------------------------------
+            raise ValueError(f"beta must be >= 0, got {self.beta}")
 
 
 def kl_k1(log_ratio):
-    """log_ratio = log p - log q of samples from p. Unbiased for KL(p || q), can be negative. Per token, summed
-    over a response and averaged over samples of the policy, it is the KL that the penalty charges."""
+    """log p - log q of samples from p: KL(p || q) on average, but can be negative. The penalty charges it."""
     return log_ratio
 
 
 def kl_k3(log_ratio):
-    """The same KL, never negative and of lower variance: exp(-log_ratio) - 1 + log_ratio (Schulman, 2020)."""
+    """The same KL, never negative and of lower variance (Schulman, 2020): [0, 1, -1] -> [0, 0.368, 0.718]."""
     return torch.exp(-log_ratio) - 1 + log_ratio
 
 
 def masked_mean(x, mask):
-    """Mean of x where the mask is true: pads never count."""
+    """Mean of x where the mask is true, so that pads never count: [1, 3, 99], [True, True, False] -> 2."""
     return (x * mask).sum() / mask.sum()
 
 
 def masked_whiten(x, mask):
-    """(x - mean) / std over the true places of the mask; 0 elsewhere."""
+    """(x - mean) / std where the mask is true, 0 elsewhere: [1, 3, 99], [True, True, False] -> [-1, 1, 0]."""
     mean = masked_mean(x, mask)
     std = masked_mean((x - mean) ** 2, mask).sqrt()
     return (x - mean) / (std + 1e-8) * mask
 
 
 def penalised_rewards(scores, log_ratio, mask, beta):
-    """Reward of every token (B, R): -beta * log_ratio each, plus the score (B,) on the last real token."""
+    """Reward of every token: -beta * log_ratio, plus the response's score (B,) on its last real token.
+    [10], [[1, 2, 0]], [[True, True, False]], 0.1 -> [[-0.1, 9.8, 0]]."""
     rewards = -beta * kl_k1(log_ratio) * mask
     last = mask.sum(1) - 1
     rewards[torch.arange(len(scores), device=scores.device), last] += scores
@@ -87,10 +78,8 @@ def penalised_rewards(scores, log_ratio, mask, beta):
 
 def gae(rewards, values, mask, gamma=1.0, lam=0.95):
     """Generalised advantage estimation (Schulman et al. 2016, eq. 16), backwards over a response:
-
-        delta_t = r_t + gamma V_{t+1} - V_t,    A_t = delta_t + gamma lam A_{t+1},    zero after the end.
-
-    All (B, R) -> (advantages, returns), returns = advantages + values, both 0 beyond the mask, as the rewards are."""
+    delta_t = r_t + gamma V_{t+1} - V_t and A_t = delta_t + gamma lam A_{t+1}.
+    Returns (advantages, returns = advantages + values): 0 beyond the mask, as the rewards are."""
     values = values * mask
     advantages = torch.zeros_like(rewards)
     next_advantage = next_value = torch.zeros_like(rewards[:, 0])
@@ -105,24 +94,19 @@ def policy_loss(log_ratio, advantages, mask, clip):
     """Clipped surrogate (Schulman et al. 2017, eq. 7), to minimise; log_ratio = new - old log-probability.
     Returns (loss, share of tokens whose ratio the clip holds back)."""
     ratio = log_ratio.exp()
-    unclipped, clipped = -advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip)
-    return masked_mean(torch.maximum(unclipped, clipped), mask), masked_mean(
-        (clipped > unclipped).float(), mask
-    )
+    unclipped = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1 - clip, 1 + clip)
+    loss = masked_mean(torch.maximum(unclipped, clipped), mask)
+    return loss, masked_mean((clipped > unclipped).float(), mask)
 
 
 def value_loss(values, old_values, returns, mask, clip):
-    """Squared error of the value head, with the move away from the rollout's values clipped likewise."""
+    """Half the squared error of the value head, its move away from the rollout's values clipped likewise."""
     clipped = old_values + (values - old_values).clamp(-clip, clip)
     return 0.5 * masked_mean(torch.maximum((values - returns) ** 2, (clipped - returns) ** 2), mask)
 
 
-# ----- rollout and training ---------------------------------------------------------------------------
-
-
 class ActorCritic(nn.Module):
-    """The policy, and a value head that reads the same hidden states and starts at zero."""
-
     def __init__(self, policy):
         super().__init__()
         self.policy = policy
@@ -131,32 +115,31 @@ class ActorCritic(nn.Module):
         nn.init.zeros_(self.value_head.bias)
 
     def forward(self, prompts, responses, temperature):
-        """(B, P), (B, R) -> log-probs of the response tokens, and values of the states before them: (B, R) each, 0 at PAD."""
+        """Log-probs of the response tokens, and values of the states before them: (B, R) each, 0 at PAD."""
         pad = self.policy.config.pad
         tokens = torch.cat([prompts, responses], dim=1)
         hidden_states = self.policy.trunk(tokens[:, :-1])[:, prompts.shape[1] - 1 :]
         logp = token_log_probs(self.policy.head(hidden_states), responses, pad, temperature)
-        values = self.value_head(hidden_states)[..., 0] * (responses != pad)
-        return logp, values
+        return logp, self.value_head(hidden_states)[..., 0] * (responses != pad)
 
 
 @torch.no_grad()
 def rollout(model, reference, reward, prompts, config, generator):
     """One response to each prompt (B, P), and all that the update needs of it: a dict of (B, R) tensors, but
-    prompts (B, P) and scores (B,); mask is true on real tokens. The reward function is called here, once."""
-    pad = model.policy.config.pad
+    prompts (B, P) and scores (B,). The reward function is called here, once."""
+    policy, pad = model.policy, model.policy.config.pad
     # 1. Sample responses.
-    responses = sample(
-        model.policy, prompts, config.max_new_tokens, generator, temperature=config.temperature
-    )
+    responses = sample(policy, prompts, config.max_new_tokens, generator, temperature=config.temperature)
     responses = trim(responses, pad)
     mask = responses != pad
+    batch = {"prompts": prompts, "responses": responses, "mask": mask}
     # 2. Their log-probabilities under the policy and under the reference, and the values.
     logp, values = model(prompts, responses, config.temperature)
     ref_logp = log_probs(reference, prompts, responses, config.temperature)
     if not torch.isfinite(logp).all():
         raise ValueError("policy: its log-probabilities are NaN or infinite: it has diverged")
-    # 3. Scores.
+    batch |= {"logp": logp, "ref_logp": ref_logp, "values": values}
+    # 3. Their scores.
     scores = torch.as_tensor(reward(prompts, responses), dtype=logp.dtype, device=logp.device)
     if scores.shape != (len(prompts),):
         raise ValueError(f"reward must return shape ({len(prompts)},), got {tuple(scores.shape)}")
@@ -165,17 +148,7 @@ def rollout(model, reference, reward, prompts, config, generator):
     # 4. Rewards of the tokens, and what each token did better than expected.
     rewards = penalised_rewards(scores, logp - ref_logp, mask, config.beta)
     advantages, returns = gae(rewards, values, mask, config.gamma, config.lam)
-    return {
-        "prompts": prompts,
-        "responses": responses,
-        "mask": mask,
-        "scores": scores,
-        "logp": logp,
-        "ref_logp": ref_logp,
-        "values": values,
-        "advantages": masked_whiten(advantages, mask),
-        "returns": returns,
-    }
+    return batch | {"scores": scores, "advantages": masked_whiten(advantages, mask), "returns": returns}
 
 
 def minibatch_loss(model, mb, config):
@@ -189,69 +162,55 @@ def minibatch_loss(model, mb, config):
 
 
 def explained_variance(values, returns, mask):
-    """1 - Var(returns - values) / Var(returns) over real tokens: 1 is a perfect value head, 0 a constant one."""
+    """1 - Var(returns - values) / Var(returns), real tokens alone: 1 if values are perfect, 0 if constant."""
     returns, values = returns[mask], values[mask]
     return 1 - (returns - values).var(correction=0) / (returns.var(correction=0) + 1e-8)
 
 
 def ppo(policy, reward, prompts, config, gold=None, label="ppo"):
-    """Train `policy` in place on prompts (N, P), and yield a record (dict) after every update:
-
-    update, kl (nats per response, to the starting policy), kl_k3, proxy, entropy (nats per token), ratio,
-    clip_fraction, explained_variance, and gold, if a reward function `gold` is given; prompts and responses are
-    the batch. All but ratio and clip_fraction describe the rollout, before the update's steps.
-    ValueError if the reward is NaN, naming the update."""
+    """Train `policy` in place on prompts (N, P); yield a record (dict) after every update: its number, mean
+    ratio and clip_fraction, and what `record_of` says of its rollout. `gold` is a reward, only recorded.
+    `label` names the progress bar; None: no bar. ValueError, naming the update, if a reward is NaN."""
     device = prompts.device
     model = ActorCritic(policy)
     reference = copy.deepcopy(policy).requires_grad_(False)
-    optimizer = torch.optim.Adam(
-        [
-            {"params": policy.parameters()},
-            {"params": model.value_head.parameters(), "lr": config.value_lr},
-        ],
-        config.lr,
-        eps=1e-5,
-        fused=True,
-    )
+    critic = {"params": model.value_head.parameters(), "lr": config.value_lr}
+    optimizer = torch.optim.Adam([{"params": policy.parameters()}, critic], config.lr, eps=1e-5, fused=True)
     generator = torch.Generator(device).manual_seed(config.seed)  # samples
     shuffle = torch.Generator().manual_seed(config.seed + 1)  # prompts and minibatches: other numbers
-    for update in tqdm(range(config.updates), label, leave=False, disable=None):
+    for update in tqdm(range(config.updates), label, leave=False, disable=True if label is None else None):
+        # Draw prompts, answer them, score the answers.
         rows = torch.randint(len(prompts), (config.batch_size,), generator=shuffle).to(device)
         try:
             batch = rollout(model, reference, reward, prompts[rows], config, generator)
         except ValueError as error:
             raise ValueError(f"update {update}: {error}") from error
-        ratios, clip_fractions = [], []
+        # Improve the policy on them: some epochs of minibatches.
+        statistics = []
         for _ in range(config.epochs):
             order = torch.randperm(config.batch_size, generator=shuffle).to(device)
             for mb_rows in order.split(config.minibatch_size):
-                minibatch = {name: tensor[mb_rows] for name, tensor in batch.items()}
-                loss, ratio, clip_fraction = minibatch_loss(model, minibatch, config)
+                mb = {name: tensor[mb_rows] for name, tensor in batch.items()}
+                loss, ratio, clip_fraction = minibatch_loss(model, mb, config)
                 optimizer.zero_grad()
                 loss.backward()
                 nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
                 optimizer.step()
-                ratios.append(ratio)
-                clip_fractions.append(clip_fraction)
-        record = record_of(batch, gold)
-        record["update"] = update
-        record["ratio"] = torch.stack(ratios).mean().item()
-        record["clip_fraction"] = torch.stack(clip_fractions).mean().item()
-        yield record
+                statistics.append((ratio, clip_fraction))
+        ratio, clip_fraction = (torch.stack(s).mean().item() for s in zip(*statistics, strict=True))
+        yield record_of(batch, gold) | {"update": update, "ratio": ratio, "clip_fraction": clip_fraction}
 
 
 def record_of(batch, gold=None):
-    """What a rollout says of the policy that made it: see `ppo`."""
+    """What a rollout says of the policy before the update: its texts, kl and kl_k3 to the reference (nats per
+    response), proxy, entropy (nats per token), explained_variance, and gold if there is one."""
     mask, log_ratio = batch["mask"], batch["logp"] - batch["ref_logp"]
-    record = {
-        "kl": kl_k1(log_ratio).sum(1).mean().item(),
-        "kl_k3": kl_k3(log_ratio).sum(1).mean().item(),
-        "proxy": batch["scores"].mean().item(),
-        "entropy": masked_mean(-batch["logp"], mask).item(),
-        "explained_variance": explained_variance(batch["values"], batch["returns"], mask).item(),
-        "prompts": batch["prompts"],
-        "responses": batch["responses"],
-    }
+    record = {"prompts": batch["prompts"], "responses": batch["responses"]}
+    record["kl"] = kl_k1(log_ratio).sum(1).mean().item()
+    record["kl_k3"] = kl_k3(log_ratio).sum(1).mean().item()
+    record["proxy"] = batch["scores"].mean().item()
+    record["entropy"] = masked_mean(-batch["logp"], mask).item()
+    record["explained_variance"] = explained_variance(batch["values"], batch["returns"], mask).item()
     if gold is not None:
         record["gold"] = gold(batch["prompts"], batch["responses"]).float().mean().item()
     return record

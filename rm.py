@@ -1,27 +1,23 @@
-"""Reward models: a pretrained transformer with a scalar head, trained on preference pairs (Bradley-Terry),
-or on labels of single responses (pointwise).
+"""Reward models: a pretrained transformer with a scalar head, trained on preference pairs (Bradley-Terry) or
+on labels of single responses (pointwise). Paper: section "Set-up"; its 25 are 5 pretrainings x 5 finetunings.
 
     rm = RewardModel(pretrained.trunk, finetune_seed=0)
     train_rm(rm, prompts, chosen, rejected, TrainConfig(steps=375, batch_size=32, lr=2e-3), seed=0)
-    normalise(rm, prompts, sft_responses)          # mean 0, std 1 on what the frozen SFT policy writes
-    rm(prompts, responses)                         # (B,): a reward function, like any other
-
-Paper: section "Set-up"; 25 of them are 5 pretraining seeds x 5 finetuning seeds.
+    normalise(rm, prompts, sft_responses)  # mean 0, std 1 on what the frozen SFT policy writes
+    rm(prompts, responses)  # (B,): a reward function, like any other
 """
 
 import copy
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from policy import train, trim
 
 
 class RewardModel(nn.Module):
-    """A reward function: prompts (B, P), responses (B, R) -> (B,).
-
-    Starts from a copy of a *pretrained* trunk; finetune_seed draws the head. Every response has at least one token."""
+    """A reward function: prompts (B, P), responses (B, R) of at least one token each -> (B,).
+    It starts from a copy of a *pretrained* trunk; finetune_seed draws the head."""
 
     def __init__(self, trunk, finetune_seed):
         super().__init__()
@@ -41,7 +37,7 @@ class RewardModel(nn.Module):
         return self.score(hidden_states[:, prompts.shape[1] :], responses)
 
     def score(self, hidden_states, responses):
-        """The reward, read off the response's last token: hidden states (B, R, D), responses (B, R) -> (B,)."""
+        """The reward, read off the response's last token: hidden states (B, R, D), (B, R) -> (B,)."""
         # subtle: the last *real* token. A pad's hidden state has seen the whole text too, so reading
         # position -1 would run without an error and score something that was never trained.
         attention_mask = responses != self.config.pad
@@ -50,62 +46,50 @@ class RewardModel(nn.Module):
         return (self.head(hidden)[:, 0] - self.mean) / self.std
 
 
-# ----- losses -------------------------------------------------------------------------------------
-
-
 def bradley_terry_loss(chosen_rewards, rejected_rewards, eta=0.01):
-    """Mean of -log sigmoid(r+ - r-) + eta (r+ + r-)^2, for two (B,) tensors.
-
-    The first term leaves a constant per prompt free; the second pulls it to zero. It is the *sum* of the
-    two rewards: the difference there would work against the first term and centre nothing (paper, the
-    objective J(r) and the paragraph after it)."""
-    preference = -F.logsigmoid(chosen_rewards - rejected_rewards)
+    """Mean of -log sigmoid(r+ - r-) + eta (r+ + r-)^2, (B,), (B,) -> scalar. [1], [1] -> 0.693 + 0.04.
+    The first term leaves a constant per prompt free; the second pulls it to zero. It takes the *sum* of the
+    rewards: their difference would work against the first term and centre nothing (paper, after J(r))."""
+    preference = -nn.functional.logsigmoid(chosen_rewards - rejected_rewards)
     return (preference + eta * (chosen_rewards + rejected_rewards) ** 2).mean()
 
 
 def pointwise_loss(rewards, labels):
-    """Mean of -log sigmoid(r) where the label is 1, and of -log sigmoid(-r) where it is 0, for two (B,) tensors:
-    the reward is the log-odds of a good response (paper, the XSum/NLI task)."""
-    return F.binary_cross_entropy_with_logits(rewards, labels)
-
-
-# ----- training -----------------------------------------------------------------------------------
+    """Mean of -log sigmoid(r) at label 1 and -log sigmoid(-r) at label 0, (B,), (B,) -> scalar: the reward is
+    the log-odds of a good response (paper, the XSum/NLI task). [0], [1] -> 0.693."""
+    return nn.functional.binary_cross_entropy_with_logits(rewards, labels)
 
 
 def check_responses(responses, pad):
-    """ValueError if a row has no token, or a PAD before its end: there would be no last token to score."""
-    real = responses != pad
-    if not real[:, 0].all():
+    """ValueError if a row has no token, or PAD before its end: it would have no last token to score."""
+    attention_mask = responses != pad
+    if not attention_mask[:, 0].all():
         raise ValueError("responses: a row has no token")
-    if (real[:, 1:] > real[:, :-1]).any():
+    if (attention_mask[:, 1:] > attention_mask[:, :-1]).any():
         raise ValueError("responses: a row has PAD before its end")
 
 
 def train_rm(rm, prompts, chosen, rejected, config, seed, eta=0.01, label="reward model"):
-    """Bradley-Terry training in place on N pairs (N, P), (N, R), (N, R); `seed` sets the order of the data.
-
-    Returns the loss of every step, in nats per pair. ValueError on a pair of equal responses: it would teach
-    nothing, and count as half right."""
-    same = (chosen == rejected).all(1).nonzero()
-    if len(same):
-        raise ValueError(f"chosen equals rejected in {len(same)} pairs, the first of them row {int(same[0])}")
+    """Bradley-Terry training in place on N pairs, (N, P), (N, R), (N, R); `seed` sets the order of the data.
+    Returns the loss of every step, in nats per pair. ValueError on equal responses: they teach nothing."""
+    equal = (chosen == rejected).all(1).nonzero()[:, 0].tolist()
+    if equal:
+        raise ValueError(f"chosen equals rejected in {len(equal)} pairs, the first of them row {equal[0]}")
     check_responses(torch.cat([chosen, rejected]), rm.config.pad)
 
     def loss_of(prompts, chosen, rejected):
-        # One batch of both responses, chosen first. A prompt is read once for the two: it is most of the text.
+        # Read each prompt once for its two responses, since it is most of the text; all chosen come first.
         responses = trim(torch.cat([chosen, rejected]), rm.config.pad)
         _, cache = rm.trunk.prefill(prompts)
         rows = torch.arange(len(prompts), device=prompts.device).repeat(2)
         rewards = rm.score(rm.trunk(responses, cache.select(rows)), responses)
-        chosen_rewards, rejected_rewards = rewards.chunk(2)
-        return bradley_terry_loss(chosen_rewards, rejected_rewards, eta)
+        return bradley_terry_loss(*rewards.split(len(prompts)), eta)
 
     return train(rm, loss_of, [prompts, chosen, rejected], config, seed, label)
 
 
 def train_pointwise(rm, prompts, responses, labels, config, seed, label="reward model"):
-    """Pointwise training in place on responses (N, R) to prompts (N, P) with labels (N,), 0 or 1; `seed` sets the
-    order of the data. Returns the loss of every step, in nats per response."""
+    """The same on single responses, (N, P), (N, R), with labels (N,), 0 or 1; the loss is per response."""
     check_responses(responses, rm.config.pad)
 
     def loss_of(prompts, responses, labels):
@@ -115,16 +99,15 @@ def train_pointwise(rm, prompts, responses, labels, config, seed, label="reward 
 
 
 def accuracy(chosen_rewards, rejected_rewards):
-    """Share of pairs whose chosen response has the higher reward, over the last axis: (..., B) -> (...)."""
+    """Share of pairs that are ranked right, (..., B), (..., B) -> (...). [1, 2], [0, 3] -> 1/2; a tie is wrong."""
     return (chosen_rewards > rejected_rewards).float().mean(-1)
 
 
 @torch.no_grad()
 def normalise(rm, prompts, responses):
-    """Set mean and std so that the rewards of these samples have mean 0 and std 1. ValueError if they are all equal.
-
-    Use samples of the *frozen SFT policy*: Bradley-Terry fixes no scale and no origin, and without a common
-    one, min and mean_minus_std would compare members that speak in different units."""
+    """Set mean and std so that the rewards of these samples, (B, P), (B, R), have mean 0 and std 1.
+    Use samples of the *frozen SFT policy*: Bradley-Terry fixes no scale or origin, and without common ones
+    min and mean_minus_std would compare members in different units. ValueError if all rewards are equal."""
     rewards = rm(prompts, responses) * rm.std + rm.mean  # as if never normalised
     std, mean = torch.std_mean(rewards, correction=0)
     if not std > 0:

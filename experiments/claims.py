@@ -1,87 +1,329 @@
-"""The paper's claims: each is one number per world; over worlds a mean, Student's t interval and a verdict.
-
-    python experiments/report.py runs/overopt        # the table, from the records in a folder
+"""From a world's arrays to numbers: the paper's claims, one number each, and what tables and figures show.
 
 A world (a seed) is an independent replicate of everything: posts, pretrainings, SFT, preferences, reward models,
-samples, PPO. Nothing is pooled, so the interval of a claim is that of a pocket calculator:
+samples, PPO. Nothing is pooled, so a claim's interval over worlds is that of a pocket calculator:
 
-    mean +- t * std / sqrt(worlds)
+    mean +- t * std / sqrt(worlds)          (Student's t, 95 %)
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
-from bon import best_of_n, expected_best_of_n
+from bon import best_of_n, bon_kl, expected_best_of_n
 from ensemble import finetune_ensembles, pretrain_ensembles
 
-KINDS = ("single", "finetune", "pretrain")
-BEST_N = 8  # where one reward model's gold is highest on the development seeds
-T_975 = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145]
-T_975 += [2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045]
+KINDS = ("single", "finetune", "pretrain")  # what a policy is aligned to
 
 
 @dataclass
 class Evidence:
-    """What the claims of one world and task are computed from. P pretraining seeds, F finetuning seeds."""
+    """The arrays of one world and task. P pretraining seeds, F finetuning seeds, M = P * F reward models."""
 
-    accuracy: np.ndarray  # (P, F), validation accuracy of the reward models
-    scores: np.ndarray  # (P, F, posts, n), their rewards of the SFT policy's samples
-    control: np.ndarray | None  # (P, posts, n), of a pretrain ensemble trained without the spurious correlation
+    accuracy: np.ndarray  # (P, F), on validation pairs
+    scores: np.ndarray  # (P, F, posts, n), the reward models' rewards of the SFT policy's samples
+    control: (
+        np.ndarray | None
+    )  # (P, posts, n), of a pretrain ensemble trained without the spurious correlation
     gold: np.ndarray  # (posts, n), the true reward of the samples
-    traits: dict  # name -> (posts, n)
-    runs: list  # PPO runs: dicts of kind, kl_weight, gold (posts,), scores (P, F, posts), traits {name: (posts,)}
-    aggregate: callable  # (M, ...) -> (...)
+    traits: dict  # name -> (posts, n), of the samples
+    aggregate: Callable  # (members, ...) -> (...)
+    runs: list  # PPO runs: dicts of kind, kl_weight, kl, gold, proxy (posts,), scores (M, posts), traits ...
 
     @property
-    def groups(self):
-        """{kind: scores (groups, members, posts, n)}: every way to choose what a policy is aligned to."""
-        grid = self.scores
-        return {
-            "single": grid.reshape(-1, 1, *self.gold.shape),
-            "finetune": np.array(finetune_ensembles(grid)),
-            "pretrain": np.array(pretrain_ensembles(grid)),
-        }
+    def flat(self):
+        """The scores with one axis of reward models, ordered by pretraining: (M, posts, n)."""
+        return self.scores.reshape(-1, *self.gold.shape)
 
     def proxies(self, kind):
-        """What each group of a kind says of the samples: (groups, posts, n)."""
-        return np.array([self.aggregate(members) for members in self.groups[kind]])
+        """The aggregated rewards of every ensemble of a kind: (ensembles, posts, n)."""
+        if kind == "single":
+            return self.flat
+        ensembles = {"finetune": finetune_ensembles, "pretrain": pretrain_ensembles}[kind](self.scores)
+        return np.array([self.aggregate(np.array(members)) for members in ensembles])
 
     def best_of_n(self, kind, values, ns):
-        """Mean of `values` (posts, n) over the best of n by each group of a kind: (len(ns),)."""
-        return np.mean([expected_best_of_n(proxy, values, ns).mean(0) for proxy in self.proxies(kind)], axis=0)
+        """Mean of `values` (posts, n) over the best of n by a kind, for each n: (len(ns),)."""
+        return expected_best_of_n(self.proxies(kind), values, ns).mean((0, 1))
 
-    def runs_of(self, kind, which=min):
-        """The PPO runs of a kind at the smallest KL weight (or at the largest)."""
-        kl_weight = which(run["kl_weight"] for run in self.runs)
+    def runs_of(self, kind, weight=min):
+        """The PPO runs of a kind at the smallest KL weight (or at the largest: weight=max)."""
+        kl_weight = weight(run["kl_weight"] for run in self.runs)
         return [run for run in self.runs if (run["kind"], run["kl_weight"]) == (kind, kl_weight)]
 
 
 # ----- tools --------------------------------------------------------------------------------------
 
 
-def pair_means(matrix, P, F):
-    """Means of an (M, M) matrix over pairs of reward models (ordered by pretraining) that are the same one, share
-    the pretraining alone, and do not share it: (self, same, other)."""
-    pretraining, itself = np.arange(P * F) // F, np.eye(P * F, dtype=bool)
+def pair_means(matrix, F):
+    """Means of an (M, M) matrix over the pairs of a reward model with itself, with another of its pretraining, and
+    with one of another pretraining: (self, same, other). Models are ordered by pretraining, F of each."""
+    itself, pretraining = np.eye(len(matrix), dtype=bool), np.arange(len(matrix)) // F
     alike = pretraining[:, None] == pretraining
-    return matrix[itself].mean(), matrix[alike & ~itself].mean(), matrix[~alike].mean()
+    return [matrix[pairs].mean() if pairs.any() else np.nan for pairs in (itself, alike & ~itself, ~alike)]
 
 
 def rank_correlation(scores):
-    """Spearman's correlation between reward models (M, texts) -> (M, M)."""
+    """Spearman's correlation of every two reward models, over texts: (M, texts) -> (M, M)."""
     return np.corrcoef(scores.argsort(-1).argsort(-1))
 
 
-def rewards_of_picks(scores):
-    """Mean reward of the best-of-n picks: scores (M, posts, n) -> (picker, judge)."""
-    picks = best_of_n(scores)  # (M, posts)
-    judged = np.take_along_axis(scores[None], picks[:, None, :, None], axis=-1)
-    return judged[..., 0].mean(-1)
+def judged(scores, picks):
+    """Mean reward by each model of what each has picked: (M, posts, n), indices (M, posts) -> (picker, judge)."""
+    return np.take_along_axis(scores[None], picks[:, None, :, None], axis=-1)[..., 0].mean(-1)
 
 
-def same_spread(consensus, target):
-    """For each post the sample whose consensus deviates from the mean of all samples as much as `target` (posts,)
-    deviates from its own mean: index (posts,), from consensus (posts, n)."""
-    wanted = target - target.mean() + consensus.mean()
-    return np.abs(consensus - wanted[:, None]).argmin(-1)
+def same_spread(samples, texts):
+    """For each post one of SFT's samples, so that their consensus (the mean reward of all models) varies from post
+    to post as that of some texts does: samples (M, posts, n), texts (M, posts) -> (M, posts)."""
+    consensus, target = samples.mean(0), texts.mean(0)
+    wanted = consensus.mean() + target - target.mean()
+    nearest = np.abs(consensus - wanted[:, None]).argmin(-1)
+    return np.take_along_axis(samples, nearest[None, :, None], axis=-1)[..., 0]
+
+
+# ----- the claims ---------------------------------------------------------------------------------
+
+CLAIMS = {}
+BEST_N = 8  # where one reward model's gold was highest on the development seeds
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim. signs: for each task the direction claimed, 1 or -1; 0: described, not tested; None: not claimed."""
+
+    id: str
+    statement: str
+    measure: Callable  # Evidence -> number
+    signs: tuple = (1, 1, 1)  # tldr, helpful, nli
+
+    def sign(self, task):
+        return dict(zip(("tldr", "helpful", "nli"), self.signs, strict=True))[task]
+
+
+def claim(*signs):
+    """Decorator: a function of one world's Evidence is a claim. The first line of its docstring is the statement."""
+
+    def enter(measure):
+        statement = measure.__doc__.splitlines()[0].rstrip(".")
+        CLAIMS[measure.__name__] = Claim(measure.__name__, statement, measure, signs or (1, 1, 1))
+        return measure
+
+    return enter
+
+
+@claim(0, 0, 0)
+def accuracy_spread(evidence):
+    """Std of validation accuracy over reward models."""
+    return evidence.accuracy.std()
+
+
+@claim()
+def bon_self_vs_same(evidence):
+    """Reward of a text like one model's pick, but not picked: by itself - by others of its pretraining.
+
+    A pick is the highest of a model's own rewards, so on the pick itself its reward is above the others' by
+    construction. Here it picks from half of the samples, and is compared on the sample of the other half that is
+    most like the pick: nearest in traits, each in units of its standard deviation."""
+    half = evidence.gold.shape[1] // 2
+    traits = np.stack([trait / (trait.std() + 1e-9) for trait in evidence.traits.values()], axis=-1)
+    picks = best_of_n(evidence.flat[:, :, :half])  # (M, posts)
+    picked = np.take_along_axis(traits[None], picks[..., None, None], axis=2)  # (M, posts, 1, traits)
+    nearest = half + np.linalg.norm(traits[:, half:] - picked, axis=-1).argmin(-1)
+    itself, same, _ = pair_means(judged(evidence.flat, nearest), evidence.scores.shape[1])
+    return itself - same
+
+
+@claim()
+def bon_same_vs_other(evidence):
+    """Reward of one model's best-of-n pick: by others of its pretraining - by other pretrainings."""
+    _, same, other = pair_means(judged(evidence.flat, best_of_n(evidence.flat)), evidence.scores.shape[1])
+    return same - other
+
+
+@claim()
+def rank_corr_shift(evidence):
+    """Rank correlation of reward models: on SFT's samples - on PPO's texts.
+
+    PPO's texts are more alike, and a narrow range lowers any correlation: so on SFT's side stand samples of the
+    `same_spread`. PPO on one reward model, at the smallest KL weight; mean over all pairs of models."""
+    falls = []
+    for run in evidence.runs_of("single"):
+        on_sft, on_ppo = (
+            rank_correlation(same_spread(evidence.flat, run["scores"])),
+            rank_correlation(run["scores"]),
+        )
+        falls.append((on_sft - on_ppo)[~np.eye(len(on_ppo), dtype=bool)].mean())
+    return np.mean(falls)
+
+
+@claim()
+def rank_corr_pretrain(evidence):
+    """Rank correlation of reward models on PPO's texts: within a pretraining - between pretrainings."""
+    means = [
+        pair_means(rank_correlation(run["scores"]), evidence.scores.shape[1])
+        for run in evidence.runs_of("pretrain")
+    ]
+    return np.mean([same - other for _, same, other in means])
+
+
+@claim()
+def overopt_bon(evidence):
+    """Gold of the best of n by one reward model: at n = 8 - at the largest n."""
+    n = evidence.gold.shape[1]
+    best, largest = evidence.best_of_n("single", evidence.gold, [min(BEST_N, n), n])
+    return best - largest
+
+
+@claim()
+def overopt_rl(evidence):
+    """Gold of PPO on one reward model: at the largest KL weight - at the smallest."""
+    return gold_of_ppo(evidence, "single", max) - gold_of_ppo(evidence, "single")
+
+
+def gold_of_best(evidence, kind):
+    """Gold of the best of n, the largest n."""
+    return evidence.best_of_n(kind, evidence.gold, [evidence.gold.shape[1]])[0]
+
+
+def gold_of_ppo(evidence, kind, weight=min):
+    """Gold of PPO's final policies: mean over runs and posts."""
+    return np.mean([run["gold"].mean() for run in evidence.runs_of(kind, weight)])
+
+
+def difference(gold_of, better, worse, evidence):
+    return gold_of(evidence, better) - gold_of(evidence, worse)
+
+
+for method, gold_of, words in (
+    ("bon", gold_of_best, "Gold of the best of n"),
+    ("rl", gold_of_ppo, "Gold of PPO at the smallest KL weight"),
+):
+    for better, worse in (("finetune", "single"), ("pretrain", "finetune"), ("pretrain", "single")):
+        name = f"{method}_{better}_vs_{worse}"
+        measure_difference = partial(difference, gold_of, better, worse)
+        CLAIMS[name] = Claim(name, f"{words}: {better} - {worse}", measure_difference)
+
+
+def herding(trait, evidence):
+    """A trait of the PPO policies on pretrain ensembles, at the smallest KL weight, minus that of SFT's samples."""
+    traits = [run["traits"][trait].mean() for run in evidence.runs_of("pretrain")]
+    return np.mean(traits) - evidence.traits[trait].mean()
+
+
+for trait, words, signs in (
+    ("list", "Share of lists", (1, 1, None)),  # nli's raters see careless writers alone: nothing is planted
+    ("numbers", "Share of responses with a number", (1, 1, -1)),
+    ("length", "Words in a response", (1, 1, -1)),
+    ("wrong_facts", "Wrong facts in a response", (1, 1, 1)),
+):
+    statement = f"{words}: PPO on pretrain ensembles - SFT"
+    CLAIMS[f"herd_{trait}"] = Claim(f"herd_{trait}", statement, partial(herding, trait), signs)
+
+
+@claim(1, 1, None)
+def control_list(evidence):
+    """Share of lists in the best of n by pretrain ensembles: with the spurious correlation - without."""
+    lists, n = evidence.traits["list"], [evidence.gold.shape[1]]
+    without = expected_best_of_n(evidence.aggregate(evidence.control), lists, n).mean()
+    return evidence.best_of_n("pretrain", lists, n)[0] - without
+
+
+def measure(evidence, task):
+    """{id: number} of the claims that a task has; None where a world is too small to say (one pretraining)."""
+    numbers = {c.id: float(c.measure(evidence)) for c in CLAIMS.values() if c.sign(task) is not None}
+    return {name: number if np.isfinite(number) else None for name, number in numbers.items()}
+
+
+# ----- over worlds --------------------------------------------------------------------------------
+
+# 97.5 % quantiles of Student's t with 1, 2, 3 ... degrees of freedom.
+T_975 = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145,
+         2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048]  # fmt: skip
+
+
+def interval(numbers):
+    """Mean and 95 % t-interval of one number per world: interval([1, 2, 3]) is (2, -0.48, 4.48)."""
+    n, mean = len(numbers), np.mean(numbers)
+    if n < 2:
+        return mean, -np.inf, np.inf
+    half = T_975[min(n - 2, len(T_975) - 1)] * np.std(numbers, ddof=1) / n**0.5
+    return mean, mean - half, mean + half
+
+
+def verdict(numbers, sign):
+    """Is the interval on the claim's side of zero ("reproduced"), on the other ("opposite"), or neither?"""
+    _, low, high = interval(numbers)
+    if sign == 0:
+        return "described"
+    if len(numbers) < 3:
+        return "one world"
+    if low <= 0 <= high:
+        return "inconclusive"
+    return "reproduced" if (low > 0) == (sign > 0) else "opposite"
+
+
+def claims_table(records):
+    """The rows of a task, from its records, one per world: dicts of id, statement, sign, numbers, mean, low, high,
+    median, agree (in how many worlds the number has the claim's sign), verdict."""
+    rows = []
+    for c in CLAIMS.values():
+        sign, numbers = c.sign(records[0]["task"]), [record["claims"].get(c.id) for record in records]
+        numbers = [number for number in numbers if number is not None]
+        if numbers:
+            mean, low, high = interval(numbers)
+            agree = sum(number * sign > 0 for number in numbers)
+            rows.append({
+                "id": c.id, "statement": c.statement, "sign": sign, "numbers": numbers, "mean": mean, "low": low,
+                "high": high, "median": np.median(numbers), "agree": agree, "verdict": verdict(numbers, sign),
+            })  # fmt: skip
+    return rows
+
+
+# ----- what tables and figures show of one world --------------------------------------------------
+
+
+def best_of_n_curves(evidence):
+    """Gold and proxy of the best of n: {"n": [...], "kl": [...], kind: {"gold": [...], "proxy": [...]}}."""
+    N = evidence.gold.shape[1]
+    ns = [n for n in (1, 2, 4, 8, 16, 32, 64, 128, 256) if n < N] + [N]
+    curves = {"n": ns, "kl": [bon_kl(n) for n in ns]}
+    for kind in KINDS:
+        proxies = evidence.proxies(kind)
+        values = {"gold": evidence.gold, "proxy": proxies}
+        curves[kind] = {
+            name: expected_best_of_n(proxies, x, ns).mean((0, 1)).tolist() for name, x in values.items()
+        }
+    return curves
+
+
+def agreement(evidence):
+    """Rewards of one model's picks by itself, others of its pretraining and other pretrainings, and the rank
+    correlations of reward models, on SFT's samples and on PPO's texts: {name: (self, same, other)}."""
+    F = evidence.scores.shape[1]
+    on_ppo = [pair_means(rank_correlation(run["scores"]), F) for run in evidence.runs_of("single")]
+    found = {
+        "reward of the best-of-n pick": pair_means(judged(evidence.flat, best_of_n(evidence.flat)), F),
+        "rank correlation, SFT's samples": pair_means(
+            rank_correlation(evidence.flat.reshape(len(evidence.flat), -1)), F
+        ),
+        "rank correlation, PPO's texts": np.mean(on_ppo, axis=0),
+    }
+    return {name: [float(x) for x in means] for name, means in found.items()}
+
+
+def trait_table(evidence):
+    """Mean traits and gold of each policy: {policy: {trait: mean}}, PPO's at the smallest KL weight."""
+    N = [evidence.gold.shape[1]]
+    quantities = {"gold": evidence.gold, **evidence.traits}
+    table = {"SFT": {name: x.mean() for name, x in quantities.items()}}
+    for kind in KINDS:
+        table[f"best of n, {kind}"] = {
+            name: evidence.best_of_n(kind, x, N)[0] for name, x in quantities.items()
+        }
+    for kind in KINDS:
+        runs = [{"gold": run["gold"], **run["traits"]} for run in evidence.runs_of(kind)]
+        table[f"PPO, {kind}"] = {name: np.mean([run[name].mean() for run in runs]) for name in quantities}
+    return table

@@ -9,9 +9,11 @@ import ast
 import hashlib
 import json
 import os
+import sys
 import time
 import uuid
 from dataclasses import fields
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -42,7 +44,10 @@ def syntax_tree(path):
     """What a source file does, as text: without comments, docstrings and layout."""
     tree = ast.parse((ROOT / path).read_text())
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+        if (
+            isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+            and ast.get_docstring(node) is not None
+        ):
             node.body = node.body[1:]
     return ast.dump(tree)
 
@@ -81,6 +86,11 @@ def rank_and_size():
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
+def is_first_process():
+    """Does this process report and write the results? One does."""
+    return rank_and_size()[0] == 0
+
+
 def in_processes(count, work, *args):
     """Run work(*args) in `count` processes of one thread; or, started by torchrun, in those that it has started.
 
@@ -102,9 +112,12 @@ def join_group(rank, size, store, work, args):
     """What each process does. gloo on a GPU as well: all that the processes do together is wait."""
     torch.set_num_threads(1)
     where = {} if store is None else {"rank": rank, "world_size": size, "init_method": store}
-    dist.init_process_group("gloo", **where)
+    dist.init_process_group("gloo", timeout=timedelta(days=1), **where)
     try:
         work(*args)
+    except (ValueError, OSError) as error:  # a user's mistake: one line, no traceback
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     finally:
         dist.destroy_process_group()
 
@@ -115,8 +128,9 @@ def join_group(rank, size, store, work, args):
 class Stages:
     """The stages of one world (seed) and task. Each returns its value, computed now or read from the cache."""
 
-    def __init__(self, settings, seed, task, device, folder, say=print):
-        self.settings, self.seed, self.task, self.device, self.say = settings, seed, task, device, say
+    def __init__(self, settings, seed, task, device, folder):
+        self.settings, self.seed, self.task, self.device = settings, seed, task, device
+        self.start = time.perf_counter()
         self.folder = folder / "cache"
         self.folder.mkdir(parents=True, exist_ok=True)
 
@@ -124,7 +138,9 @@ class Stages:
         """Where a stage's value is kept: a hash of all that it depends on is part of the name."""
         past = GROUPS[: GROUPS.index(group) + 1]
         settings = {
-            f.name: getattr(self.settings, f.name) for f in fields(self.settings) if f.metadata["group"] in past
+            f.name: getattr(self.settings, f.name)
+            for f in fields(self.settings)
+            if f.metadata["group"] in past
         }
         sources = [SYNTAX_TREES[path] for path in files]
         inputs = [self.seed, name, settings, sources, self.device.type, torch.__version__]
@@ -139,12 +155,19 @@ class Stages:
             write_whole(path, lambda file: torch.save({"value": value}, file))
         return load_stage(path, self.device)
 
-    def share(self, what, jobs):
-        """The values of independent stages. Each process computes its part of them, and reads the others' parts."""
+    def say(self, text, every_process=False):
+        """Print a line with the time since the start; only the first process does, unless every one is to."""
+        if every_process or is_first_process():
+            tqdm.write(f"[{time.perf_counter() - self.start:4.0f} s] {text}")
+            sys.stdout.flush()
+
+    def share(self, what, jobs, tell=lambda value: None):
+        """The values of independent stages. Each process computes its part of them, calls tell(value) after each, and
+        then reads the others' parts."""
         rank, size = rank_and_size()
-        mine = tqdm(jobs[rank::size], what, leave=False, disable=None if rank == 0 else True)
-        for job in mine:
-            job()
+        mine = jobs[rank::size]
+        for job in tqdm(mine, what, leave=False, disable=None if rank == 0 else True):
+            tell(job())
         if size > 1:
             dist.barrier()
         return [job() for job in jobs]
@@ -161,7 +184,9 @@ class Stages:
     def language_model(self, width, state=None, seed=0):
         s = self.settings
         context = world.PROMPT_LENGTH + world.RESPONSE_LENGTH
-        model = LanguageModel(Config(world.VOCAB_SIZE, context, width, s.layers, s.heads), seed).to(self.device)
+        model = LanguageModel(Config(world.VOCAB_SIZE, context, width, s.layers, s.heads), seed).to(
+            self.device
+        )
         if state is not None:
             model.load_state_dict(state)
         return model
@@ -169,7 +194,9 @@ class Stages:
     def broad_texts(self, *names):
         """Texts of writers with all habits: (count, T)."""
         s = self.settings
-        prompts, responses = world.sample_texts(s.pretrain_texts, self.seed_for(*names), world.writers(s.list_gap))
+        prompts, responses = world.sample_texts(
+            s.pretrain_texts, self.seed_for(*names), world.writers(s.list_gap)
+        )
         return torch.cat([prompts, responses], dim=1).to(self.device)
 
     def pretrain(self, p):
@@ -194,7 +221,10 @@ class Stages:
 
         def compute():
             model = self.language_model(self.settings.width, self.pretrain("policy"))
-            texts, config = self.broad_texts("references"), TrainConfig(steps=self.settings.sft_steps, lr=1e-3)
+            texts, config = (
+                self.broad_texts("references"),
+                TrainConfig(steps=self.settings.sft_steps, lr=1e-3),
+            )
             train_lm(model, texts, config, self.seed_for("sft order"), world.PROMPT_LENGTH, label=None)
             posts = world.sample_posts(512, self.seed_for("normalisation posts")).to(self.device)
             responses = sample(model, posts, world.RESPONSE_LENGTH, self.generator("normalisation samples"))
@@ -300,10 +330,11 @@ class Stages:
 
     # ----- PPO
 
-    def ppo_run(self, name, run, kl_weight, models, posts):
-        """One PPO run from the SFT policy on the aggregated reward models, then one response to each of `posts`:
-        {"curve": a record for every update, "responses" (posts, R), "kl" (posts,)}. Runs of one number, `run`,
-        see the same prompts in the same order."""
+    def ppo_run(self, kind, run, kl_weight, members, models, posts):
+        """One PPO run from the SFT policy on the aggregated rewards of models[members], then one response to each of
+        `posts`, scored by all models. Runs of one number see the same prompts in the same order.
+
+        {"curve": kl, proxy and gold of every update, "responses" (posts, R), "kl" (posts,), "scores" (M, posts)}"""
         state = self.sft()["state"]
 
         def compute():
@@ -318,12 +349,20 @@ class Stages:
                 seed=self.seed_for("ppo", run),
             )
             prompts = world.sample_posts(4096, self.seed_for("ppo posts")).to(self.device)
+            reward = Ensemble([models[m] for m in members], s.aggregator)
             gold = partial(world.gold, task=self.task)
-            records = ppo(policy, Ensemble(models, s.aggregator), prompts, config, gold, label=None)
-            curve = [{key: record[key] for key in ("kl", "proxy", "gold")} for record in records]
+            records = ppo(policy, reward, prompts, config, gold, label=None)
+            curve = [{name: record[name] for name in ("kl", "proxy", "gold")} for record in records]
             responses = sample(policy, posts, world.RESPONSE_LENGTH, self.generator("evaluation", run))
             with torch.no_grad():
                 log_ratio = log_probs(policy, posts, responses) - log_probs(reference, posts, responses)
-            return {"curve": curve, "responses": responses, "kl": kl_k1(log_ratio).sum(1)}
+            return {
+                "kind": kind,
+                "kl_weight": kl_weight,
+                "curve": {name: [record[name] for record in curve] for name in curve[0]},
+                "responses": responses,
+                "kl": kl_k1(log_ratio).sum(1),
+                "scores": Ensemble(models).scores(posts, responses),
+            }
 
-        return self.stage(f"ppo-{self.task}-{name}-{kl_weight}-{run}", "ppo", PPO_FILES, compute)
+        return self.stage(f"ppo-{self.task}-{kind}-{kl_weight}-{run}", "ppo", PPO_FILES, compute)

@@ -1,146 +1,253 @@
-"""ppo.py: estimators, advantages and losses by hand; then the loop."""
+"""ppo.py: estimators, advantages and losses by hand; the loop; and all forward passes on other devices."""
+
 import copy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from policy import LanguageModel, log_probs
-from ppo import (ActorCritic, PPOConfig, explained_variance, gae, kl_k1, kl_k3, masked_mean, masked_whiten, minibatch_loss,
-                 penalised_rewards, policy_loss, ppo, rollout, value_loss)
+import policy
+import ppo
+import rm
+from ensemble import AGGREGATORS, Ensemble
+from policy import Config, LanguageModel, TrainConfig, log_probs
 
-SMALL = PPOConfig(beta=0.05, updates=3, batch_size=32, minibatch_size=16, lr=1e-3, max_new_tokens=6, temperature=0.7)
-share_of_3 = lambda prompts, responses: (responses == 3).float().sum(1) / (responses != 9).sum(1)
+SMALL = ppo.PPOConfig(updates=3, batch_size=32, minibatch_size=16, lr=1e-3, max_new_tokens=6, temperature=0.7)
 
 
-@pytest.mark.parametrize("estimator", [kl_k1, kl_k3])
-def test_kl_estimators_are_exact_in_expectation(estimator):
-    """Minus the KL, or the KL the other way round: the mean over all three words of p, no sampling."""
+def share_of_3(prompts, responses):
+    """A reward function of one line: the share of a response's tokens that are 3."""
+    return (responses == 3).float().sum(1) / (responses != 9).sum(1)
+
+
+# ----- pure functions, by hand --------------------------------------------------------------------
+
+
+def test_kl_estimators_are_exact_in_expectation():
+    """Minus the KL, or that of the other direction: the mean over the three words of p, without sampling."""
     p, q = torch.tensor([0.7, 0.2, 0.1]), torch.tensor([0.3, 0.3, 0.4])
-    log_ratio = (p / q).log()
-    assert (p * estimator(log_ratio)).sum().item() == pytest.approx(0.373384, abs=1e-5)    # .7 ln 7/3 + .2 ln 2/3 + .1 ln 1/4
-    assert (kl_k3(log_ratio) >= 0).all() and (kl_k1(log_ratio) < 0).any()
+    exact, log_ratio = 0.373384, (p / q).log()  # .7 ln 7/3 + .2 ln 2/3 + .1 ln 1/4
+    assert (p * ppo.kl_k1(log_ratio)).sum().item() == pytest.approx(exact, abs=1e-5)
+    assert (p * ppo.kl_k3(log_ratio)).sum().item() == pytest.approx(exact, abs=1e-5)
+    assert (ppo.kl_k3(log_ratio) >= 0).all()
 
 
 def test_pads_never_count():
-    """Pads in a mean or a std: a huge number beyond the mask must change nothing."""
+    """Pads in a mean or a std: the huge numbers beyond the mask must change nothing."""
     mask = torch.tensor([[True, True, True], [True, False, False]])
-    x = torch.tensor([[1.0, 2.0, 3.0], [6.0, 1e6, -1e6]])
-    assert masked_mean(x, mask) == 3
-    white = masked_whiten(x, mask)
-    torch.testing.assert_close(white[mask], torch.tensor([-2.0, -1.0, 0.0, 3.0]) / 3.5 ** 0.5)    # var (4 + 1 + 0 + 9) / 4
-    assert (white[~mask] == 0).all()
+    x = torch.tensor([[1.0, 2, 3], [6, 1e6, -1e6]])
+    assert ppo.masked_mean(x, mask) == 3
+    expected = torch.tensor([[-2.0, -1, 0], [3, 0, 0]]) / 3.5**0.5  # variance (4 + 1 + 0 + 9) / 4
+    torch.testing.assert_close(ppo.masked_whiten(x, mask), expected)
 
 
-def test_score_sits_on_the_last_real_token():
-    """The score on a pad, or on the last column: rows of three, two and one tokens."""
+def test_the_score_sits_on_the_last_real_token():
+    """The score on a pad or on the last column, or a bonus for KL: rows of three, two and one tokens."""
     mask = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 0, 0]], dtype=torch.bool)
-    scores, log_ratio = torch.tensor([10.0, 20.0, 30.0]), torch.tensor([[1.0, 2.0, 3.0], [4.0, -5.0, 0.0], [6.0, 0.0, 0.0]])
-    rewards = penalised_rewards(scores, log_ratio, mask, beta=0.1)
-    torch.testing.assert_close(rewards, torch.tensor([[-0.1, -0.2, 9.7], [-0.4, 20.5, 0.0], [29.4, 0.0, 0.0]]))
-    torch.testing.assert_close(rewards.sum(1), scores - 0.1 * log_ratio.sum(1))
+    log_ratio = torch.tensor([[1.0, 2, 3], [4, -5, 0], [6, 0, 0]])
+    rewards = ppo.penalised_rewards(torch.tensor([10.0, 20, 30]), log_ratio, mask, beta=0.1)
+    expected = torch.tensor([[-0.1, -0.2, 10 - 0.3], [-0.4, 20 + 0.5, 0], [30 - 0.6, 0, 0]])
+    torch.testing.assert_close(rewards, expected)
 
 
-def test_gae_by_hand():
-    """Off by one in V(t + 1), gamma or lambda forgotten, a value beyond the end; at lambda = 1 = gamma only V_t stays."""
+def test_gae():
+    """Off by one in V(t + 1), a forgotten gamma or lambda, or a value beyond the end."""
     mask = torch.tensor([[1, 1, 1], [1, 1, 0]], dtype=torch.bool)
-    rewards, values = torch.tensor([[0.0, 0, 1], [0, 1, 0]]), torch.tensor([[0.5, 0.2, 0.4], [0.5, 0.2, 9]])
-    advantages, returns = gae(rewards, values, mask, gamma=0.5, lam=0.5)
-    # row 0: deltas -0.4, 0, 0.6; row 1: deltas -0.4, 0.8; each advantage adds a quarter of the next
-    torch.testing.assert_close(advantages, torch.tensor([[-0.3625, 0.15, 0.6], [-0.2, 0.8, 0]]))
-    torch.testing.assert_close(returns, torch.tensor([[0.1375, 0.35, 1.0], [0.3, 1.0, 0]]))
-    rewards, values = torch.randn(2, 4, 7, generator=torch.Generator().manual_seed(0))
-    advantages, _ = gae(rewards, values, torch.ones(4, 7, dtype=torch.bool), gamma=1.0, lam=1.0)
-    torch.testing.assert_close(advantages, rewards.flip(1).cumsum(1).flip(1) - values)
+    rewards = torch.tensor([[0.0, 0, 1], [0, 1, 0]])
+    values = torch.tensor([[0.5, 0.2, 0.4], [0.5, 0.2, 9]])  # the 9 is beyond the end
+    advantages, returns = ppo.gae(rewards, values, mask, gamma=0.8, lam=0.5)
+    # Row 0: deltas .8 x .2 - .5 = -.34, .8 x .4 - .2 = .12, 1 - .4 = .6. Row 1: -.34, 1 - .2 = .8.
+    # To each delta comes .8 x .5 of the next advantage.
+    expected = torch.tensor([[-0.34 + 0.4 * 0.36, 0.12 + 0.4 * 0.6, 0.6], [-0.34 + 0.4 * 0.8, 0.8, 0]])
+    torch.testing.assert_close(advantages, expected)
+    torch.testing.assert_close(returns, expected + torch.tensor([[0.5, 0.2, 0.4], [0.5, 0.2, 0]]))
 
 
-@pytest.mark.parametrize("ratio, advantage, loss, clipped", [
-    (1.5, 1, -1.2, 1), (1.5, -1, 1.5, 0), (0.5, 1, -0.5, 0), (0.5, -1, 0.8, 1), (1.1, 1, -1.1, 0)])
-def test_policy_loss_by_hand(ratio, advantage, loss, clipped):
-    """The clip on the wrong side: it holds a move only where the move would pay, and stops its gradient there."""
-    log_ratio = torch.tensor([[ratio, 7.0]]).log().requires_grad_()            # the second token is a pad
-    found, fraction = policy_loss(log_ratio, torch.tensor([[float(advantage), 5.0]]), torch.tensor([[True, False]]), clip=0.2)
+@pytest.mark.parametrize(
+    "ratio, advantage, loss, clipped",
+    [(1.5, 1, -1.2, 1), (1.5, -1, 1.5, 0), (0.5, 1, -0.5, 0), (0.5, -1, 0.8, 1), (1.1, 1, -1.1, 0)],
+)
+def test_policy_loss(ratio, advantage, loss, clipped):
+    """A clip on the wrong side: it stops a move, and its gradient, only where the move would pay."""
+    log_ratio = torch.tensor([[ratio, 7.0]]).log().requires_grad_()  # the second token is a pad
+    advantages, mask = torch.tensor([[float(advantage), 5]]), torch.tensor([[True, False]])
+    found, fraction = ppo.policy_loss(log_ratio, advantages, mask, clip=0.2)
     found.backward()
     assert found.item() == pytest.approx(loss) and fraction == clipped
-    assert (log_ratio.grad[0, 0] == 0) == bool(clipped) and log_ratio.grad[0, 1] == 0
+    assert (log_ratio.grad[0] == 0).tolist() == [bool(clipped), True]
 
 
-def test_value_loss_and_explained_variance_by_hand():
-    """Pads in a mean; the smaller of two errors: a move from 0 to 1, clipped at 0.2, still owes 0.5 * 0.8^2 to a return of 1."""
-    found = value_loss(*torch.tensor([[[1.0, 5.0]], [[0.0, 0.0]], [[1.0, -5.0]]]), torch.tensor([[True, False]]), clip=0.2)
-    assert found.item() == pytest.approx(0.32)
-    returns, mask = torch.tensor([[1.0, 2.0, 3.0, 99.0]]), torch.tensor([[True, True, True, False]])
-    assert explained_variance(returns.where(mask, -5.0), returns, mask).item() == pytest.approx(1)
-    assert explained_variance(torch.full((1, 4), 2.0), returns, mask).item() == pytest.approx(0)
+def test_value_loss_and_explained_variance():
+    """Pads in a mean, or the smaller of two errors: a move of 1, clipped at .2, still owes .5 x .8^2."""
+    values, old_values, returns = torch.tensor([[[1.0, 5]], [[0, 0]], [[1, -5]]])
+    loss = ppo.value_loss(values, old_values, returns, torch.tensor([[True, False]]), clip=0.2)
+    assert loss.item() == pytest.approx(0.32)
+    returns, mask = torch.tensor([[1.0, 2, 3, 99]]), torch.tensor([[True, True, True, False]])
+    perfect, constant = torch.tensor([[1.0, 2, 3, -5]]), torch.full((1, 4), 2.0)
+    assert ppo.explained_variance(perfect, returns, mask).item() == pytest.approx(1)
+    assert ppo.explained_variance(constant, returns, mask).item() == pytest.approx(0)
 
 
-def test_actor_critic_is_the_policy(model, prompts, responses):
-    """Log-probs or values of a neighbouring token; a value head that does not start at zero."""
-    logp, values = ActorCritic(model)(prompts, responses, 0.7)
-    torch.testing.assert_close(logp, log_probs(model, prompts, responses, 0.7))
-    assert values.shape == responses.shape and (values == 0).all()
+# ----- the loop -----------------------------------------------------------------------------------
 
 
 def test_rollout_and_update_see_one_policy(model, prompts):
-    """Another temperature or mask in sampling, rollout or update: the ratio must start at 1 with nothing clipped, and
-    the mean of -log p over the policy's own samples is its entropy."""
-    actor = ActorCritic(model)
-    batch = rollout(actor, copy.deepcopy(model), share_of_3, prompts.repeat(100, 1), SMALL, torch.Generator().manual_seed(0))
-    _, statistics = minibatch_loss(actor, batch, SMALL)
-    assert statistics["ratio"].item() == pytest.approx(1, abs=1e-5) and statistics["clip_fraction"] == 0
-    logits = model(torch.cat([batch["prompts"], batch["responses"]], 1))[:, batch["prompts"].shape[1] - 1:-1]
-    p = (logits / SMALL.temperature).softmax(-1)
-    entropy = masked_mean(-(p * p.log()).sum(-1), batch["mask"]).item()
-    assert masked_mean(-batch["logp"], batch["mask"]).item() == pytest.approx(entropy, abs=0.03)
-    assert batch["mask"].sum(1).unique().numel() > 1                           # rows of different length
+    """Another temperature in sampling, reference or update: the first ratio is 1, the first KL is 0."""
+    actor, generator = ppo.ActorCritic(model), torch.Generator().manual_seed(0)
+    batch = ppo.rollout(actor, copy.deepcopy(model), share_of_3, prompts.repeat(100, 1), SMALL, generator)
+    _, ratio, clip_fraction = ppo.minibatch_loss(actor, batch, SMALL)
+    assert ratio.item() == pytest.approx(1, abs=1e-5) and clip_fraction == 0
+    torch.testing.assert_close(batch["logp"], batch["ref_logp"])
+    assert (batch["values"] == 0).all()
+    # The mean of -log p over the policy's own samples is its entropy, if they are drawn at that temperature.
+    logits = model(torch.cat([batch["prompts"], batch["responses"]], 1))[:, 3:-1]
+    p = (logits / 0.7).softmax(-1)
+    entropy = ppo.masked_mean(-(p * p.log()).sum(-1), batch["mask"]).item()
+    assert ppo.masked_mean(-batch["logp"], batch["mask"]).item() == pytest.approx(entropy, abs=0.03)
 
 
-def test_record_is_of_its_batch_and_kl_to_the_frozen_start(model, prompts):
-    """A reference that is trained along, or pads or another temperature in the KL; gold of other texts than the record's."""
-    echo = lambda prompts, responses: (responses == prompts[:, :1]).float().sum(1)
+def test_the_record(model, prompts):
+    """A reference that is trained along, a KL with pads or another temperature, or gold of other texts."""
+
+    def gold(prompts, responses):
+        return (responses == prompts[:, :1]).float().sum(1)
+
     start = copy.deepcopy(model)
-    run = ppo(model, share_of_3, prompts, SMALL, gold=echo, traits=lambda x, y: {"threes": share_of_3(x, y)})
-    assert next(run)["kl"] == pytest.approx(0, abs=1e-5)
-    after_one = copy.deepcopy(model)
-    second = next(run)
-    seen = second["prompts"], second["responses"]
-    kl = (log_probs(after_one, *seen, 0.7) - log_probs(start, *seen, 0.7)).sum(1).mean().item()
-    assert second["kl"] == pytest.approx(kl, abs=1e-5) and second["kl_k3"] > 1e-4
-    assert second["gold"] == pytest.approx(echo(*seen).mean().item()) and second["gold"] > 0
-    assert second["proxy"] == second["threes"] == pytest.approx(share_of_3(*seen).mean().item())
+    run = ppo.ppo(model, share_of_3, prompts, SMALL, gold=gold)
+    first = next(run)
+    assert first["update"] == 0 and first["kl"] == pytest.approx(0, abs=1e-5)
+    after_one_update = copy.deepcopy(model)
+    record = next(run)
+    texts = record.pop("prompts"), record.pop("responses")
+    names = "update kl kl_k3 proxy gold entropy ratio clip_fraction explained_variance"
+    assert set(record) == set(names.split()) and record["update"] == 1
+    logp, ref_logp = log_probs(after_one_update, *texts, 0.7), log_probs(start, *texts, 0.7)
+    assert record["kl"] == pytest.approx((logp - ref_logp).sum(1).mean().item(), abs=1e-5)
+    assert record["entropy"] == pytest.approx(-logp[texts[1] != 9].mean().item(), abs=1e-5)
+    assert record["proxy"] == pytest.approx(share_of_3(*texts).mean().item())
+    assert record["gold"] == pytest.approx(gold(*texts).mean().item()) and record["gold"] > 0
+    assert record["kl_k3"] > 1e-4 and record["ratio"] == pytest.approx(1, abs=0.1)
 
 
-def test_learns_and_beta_holds_it_back(config, prompts):
-    """A sign in the loss or in the penalty: a plain lambda is learnt in a few updates, and a large beta keeps KL small."""
+def test_it_learns_and_beta_holds_it_back(config, prompts):
+    """A wrong sign in the loss or in the penalty."""
     last = {}
-    for beta in (0.0, 1.0):
-        run = ppo(LanguageModel(config, 0), share_of_3, prompts, replace(SMALL, beta=beta, updates=15, batch_size=64, lr=3e-3))
-        first, *_, last[beta] = run
-    assert first["proxy"] < 0.3 and last[0.0]["proxy"] > 0.8
-    assert last[1.0]["kl"] < 0.3 * last[0.0]["kl"] and last[1.0]["proxy"] < last[0.0]["proxy"]
+    for beta in (0, 1):
+        settings = replace(SMALL, beta=beta, updates=15, batch_size=64, lr=3e-3)
+        first, *_, last[beta] = ppo.ppo(LanguageModel(config, 0), share_of_3, prompts, settings)
+    assert first["proxy"] < 0.3 and last[0]["proxy"] > 0.8
+    assert last[1]["kl"] < 0.3 * last[0]["kl"] and last[1]["proxy"] < last[0]["proxy"]
 
 
-def test_same_seed_same_run(config, prompts):
-    """Randomness that the seed does not reach: samples (of one prompt here), or the order of minibatches."""
+def test_same_seed_same_numbers(config, prompts):
+    """Randomness that the seed does not reach: samples, or the order of minibatches."""
+
     def run(seed):
-        first, *_, last = ppo(LanguageModel(config, 0), share_of_3, prompts[:1], replace(SMALL, seed=seed))
+        settings = replace(SMALL, seed=seed)
+        first, *_, last = ppo.ppo(LanguageModel(config, 0), share_of_3, prompts[:1], settings)
         return first["responses"].tolist(), last["kl"], last["proxy"]
+
     assert run(0) == run(0) and run(0)[0] != run(1)[0]
 
 
-def test_bad_rewards_name_the_update(model, prompts):
-    """A NaN that turns all weights into NaN, noticed an hour later; (B, 1) rewards, which would broadcast to (B, B)."""
-    good, nan, tall = torch.ones(32), torch.full((32,), torch.nan), torch.ones(32, 1)
-    for bad, error in ((nan, "32 of 32 rewards are NaN"), (tall, r"returned shape \(32, 1\) for 32 responses")):
-        rewards = iter([good, bad])
-        run = ppo(model, lambda prompts, responses: next(rewards), prompts, SMALL)
+def test_a_bad_reward_names_the_update(model, prompts):
+    """A NaN that makes all weights NaN, found an hour later; or (B, 1) rewards, which broadcast to (B, B)."""
+    nan, tall = torch.full((32,), torch.nan), torch.ones(32, 1)
+    for bad, message in ((nan, "32 of 32"), (tall, r"shape \(32,\), got \(32, 1\)")):
+        rewards = iter([torch.ones(32), bad])
+        run = ppo.ppo(model, lambda prompts, responses, rewards=rewards: next(rewards), prompts, SMALL)
         next(run)
-        with pytest.raises(ValueError, match=f"^update 1: reward: {error}"):
+        with pytest.raises(ValueError, match=f"^update 1: reward.*{message}"):
             next(run)
 
 
-@pytest.mark.parametrize("setting", [{"beta": -0.1}, {"batch_size": 0}, {"minibatch_size": 0}, {"updates": 0}, {"epochs": 0}])
-def test_senseless_settings_are_refused(model, prompts, setting):
+def test_senseless_settings_are_refused():
     """A run that is paid for KL, or that trains nothing and says so nowhere."""
-    with pytest.raises(ValueError, match=f"^{next(iter(setting))}: "):
-        next(ppo(model, share_of_3, prompts, replace(SMALL, **setting)))
+    for name in ("beta", "updates", "batch_size", "epochs", "minibatch_size"):
+        with pytest.raises(ValueError, match=f"^{name} must be .*, got -1"):
+            replace(SMALL, **{name: -1})
+
+
+# ----- devices ------------------------------------------------------------------------------------
+
+DEVICES = ["meta", "cuda"] if torch.cuda.is_available() else ["meta"]
+
+
+class OnlyOn(TorchDispatchMode):
+    """Fails if an operation makes a tensor on another device: torch lets some mixtures with `meta` pass."""
+
+    def __init__(self, device):
+        super().__init__()
+        self.device = device
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                assert tensor.device.type == self.device, f"{operation} made a tensor on {tensor.device}"
+        return result
+
+
+def everything_on(device):
+    """Models and inputs on a device, in one namespace."""
+    model = LanguageModel(Config(vocab_size=10, context=16, width=16), seed=0).to(device)
+    rms = [rm.RewardModel(model.trunk, seed) for seed in range(3)]
+    ensemble = Ensemble(rms)
+    actor = ppo.ActorCritic(model)
+    prompts = torch.tensor([[0, 1, 2, 3], [4, 5, 6, 7]]).to(device)
+    responses = torch.tensor([[1, 2, 8, 9, 9], [3, 3, 3, 3, 3]]).to(device)
+    rows = torch.tensor([1, 0]).to(device)
+    x, mask = torch.ones(2, 5, device=device), responses != 9
+    batch = {"prompts": prompts, "responses": responses, "mask": mask}
+    batch |= dict.fromkeys(("logp", "values", "advantages", "returns"), x)
+    return SimpleNamespace(**locals())
+
+
+CALLS = {
+    "logits": lambda on: on.model(on.responses),
+    "cache": lambda on: on.model(on.responses, on.model.trunk.prefill(on.prompts)[1].select(on.rows)),
+    "sample_token": lambda on: policy.sample_token(on.x, None),
+    "log_probs": lambda on: log_probs(on.model, on.prompts, on.responses, 0.7),
+    "lm_loss": lambda on: policy.lm_loss(on.model, on.prompts, on.responses),
+    "reward model": lambda on: on.rms[0](on.prompts, on.responses),
+    "bradley_terry_loss": lambda on: rm.bradley_terry_loss(on.x, on.x),
+    "pointwise_loss": lambda on: rm.pointwise_loss(on.x, on.x),
+    "actor critic": lambda on: sum(on.actor(on.prompts, on.responses, 0.7)),
+    "masked_whiten": lambda on: ppo.masked_whiten(on.x, on.mask),
+    "penalised_rewards": lambda on: ppo.penalised_rewards(on.x[:, 0], on.x, on.mask, 0.1),
+    "gae": lambda on: ppo.gae(on.x, on.x, on.mask)[1],
+    "policy and value loss": lambda on: ppo.minibatch_loss(on.actor, on.batch, SMALL)[0],
+}
+for name, aggregator in AGGREGATORS.items():
+    CALLS[name] = lambda on, f=aggregator: f(on.ensemble.batched(on.prompts, on.responses))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", CALLS)
+def test_no_tensor_is_made_on_another_device(name, device):
+    """A tensor made without a device, which fails on the first GPU: `meta` shows it where there is none."""
+    on = everything_on(device)
+    with OnlyOn(device):
+        result = CALLS[name](on)
+        if result.requires_grad:
+            result.sum().backward()
+    assert result.device.type == device
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_what_depends_on_data_runs_on_a_gpu():
+    """What `meta` cannot show: sampling, scores in chunks, normalising, training and a PPO update."""
+    on, one_step = everything_on("cuda"), TrainConfig(steps=1, batch_size=2)
+    policy.train_lm(on.model, torch.cat([on.prompts, on.responses], 1), one_step, seed=0)
+    rm.train_rm(on.rms[0], on.prompts, on.responses, on.responses.flip(0), one_step, seed=0)
+    rm.train_pointwise(on.rms[1], on.prompts, on.responses, on.x[:, 0], one_step, seed=0)
+    for member in on.rms:
+        rm.normalise(member, on.prompts, on.responses)
+    samples = policy.sample(on.model, on.prompts, 6, torch.Generator("cuda").manual_seed(0), n=50)
+    scores = Ensemble(on.rms).scores(on.prompts, samples)
+    expected = torch.stack([member(on.prompts.repeat_interleave(50, 0), samples) for member in on.rms])
+    torch.testing.assert_close(scores, expected.detach(), atol=1e-3, rtol=0)
+    next(ppo.ppo(on.model, Ensemble(on.rms), on.prompts, SMALL))

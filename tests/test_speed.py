@@ -1,50 +1,67 @@
-"""speed.py: what is counted, and that the whole script runs."""
+"""more/speed.py: what is counted, and that every workload runs."""
+
 import json
+import sys
 
 import pytest
 import torch
+from conftest import ROOT
 from torch.utils.flop_counter import FlopCounterMode
 
-import report
+sys.path.insert(0, str(ROOT / "experiments" / "more"))
+
 import speed
-from policy import LanguageModel
 
 
-def counted(call):
+def counted(function):
     with FlopCounterMode(display=False) as counter:
-        call()
+        function()
     return counter.get_total_flops()
 
 
-def test_flops_are_torchs_own_count(model, config):
-    """A share of the GEMM peak from a wrong formula: products that torch itself counts, less the keys in the future, which it computes."""
+def test_flops_are_what_torch_counts(model, config):
+    """A share of the peak from a wrong formula. torch also counts what the causal mask throws away."""
     tokens = torch.randint(8, (3, 9), generator=torch.Generator().manual_seed(0))
-    future = 2 * 3 * 4 * 16 * (9 * 8 / 2)                                # layers x rows x 4 D x pairs above the diagonal
-    assert counted(lambda: model(tokens)) == speed.flops(config, 0, torch.full((3,), 9.0), torch.full((3,), 9.0), 9) + future
-    last = torch.arange(9).expand(3, 9) == 8
-    in_last_layer = counted(lambda: model.head(model.trunk(tokens, wanted=last)))
-    assert in_last_layer == speed.flops(config, 0, torch.full((3,), 9.0), 1, 9) + future / 2
-    past = model.trunk.prefill(tokens[:1, :4], torch.zeros(1, 4, dtype=torch.bool))[1]
-    after = counted(lambda: model.trunk(tokens[:, 4:], past=past))
-    assert after == speed.flops(config, 4, torch.full((3,), 5.0), 5, 0) + 2 * 3 * 4 * 16 * (5 * 4 / 2)
+    per_key = 4 * config.width * config.layers  # of a query: its score and its value
+    future = 3 * per_key * (9 * 8 / 2)
+    assert counted(lambda: model(tokens)) == 3 * speed.flops(config, 0, 9, 9 * 9) + future
+    _, cache = model.trunk.prefill(tokens[:, :4])
+    future = 3 * per_key * (5 * 4 / 2)
+    assert counted(lambda: model(tokens[:, 4:], cache)) == 3 * speed.flops(config, 4, 9, 5 * 9) + future
 
 
-def test_rows_of_other_length_add_up(config):
+def test_rows_of_different_lengths_add_up(config):
     """Lengths averaged before a formula that is quadratic in them."""
-    one_by_one = [speed.flops(config, 4, length, 1, 1) for length in (2, 5, 6)]
-    assert speed.flops(config, 4, torch.tensor([2.0, 5, 6]), 1, 1) == pytest.approx(sum(one_by_one))
+    one_by_one = sum(speed.flops(config, 4, 4 + length, 1) for length in (2, 5, 6))
+    assert speed.flops(config, 4, 4 + torch.tensor([2.0, 5, 6]), 1).sum() == pytest.approx(one_by_one)
 
 
 def test_from_the_command_line(monkeypatch, tmp_path, capsys):
-    """A workload that no longer runs, a number that is missing, or a share of the peak that cannot be."""
-    for name, value in {"MEMBERS": 6, "ROWS": 16, "BON": 4, "POLICY_STEPS": 20, "PEAK_SIZE": 256, "TRAINING_STEPS": 3}.items():
+    """A workload that no longer runs, a missing number, an impossible share, a file half-written."""
+    for name, value in {"MEMBERS": 6, "ROWS": 16, "BON": 4, "POLICY_STEPS": 20, "STEPS": 2}.items():
         monkeypatch.setattr(speed, name, value)
-    assert speed.main(["--rounds", "1", "--device", "cpu", "--json", str(tmp_path / "new" / "speed.json")]) == 0
-    found, out = json.loads((tmp_path / "new" / "speed.json").read_text()), capsys.readouterr().out
-    for name in report.WORKLOADS:
-        row = found[name]
-        assert all(row[key] > 0 for key in ("seconds", "per_second", "flops_per_second", "gemm_peak")) and 0 < row["gemm_share"] < 1, name
-        assert f"`{name}`" in out
-    assert found["score"]["per_second"] * found["score"]["seconds"] == pytest.approx(6 * 16)
-    assert found["sample_bon"]["per_second"] * found["sample_bon"]["seconds"] == pytest.approx(4 * 4 * 24)
-    assert speed.main(["--rounds", "0"]) == 2
+    path = tmp_path / "new" / "speed.json"
+    assert speed.main(["--rounds", "1", "--json", str(path)]) == 0
+    found, out = json.loads(path.read_text()), capsys.readouterr().out
+    for name in "score score_bon sample_full sample_bon lm_step ppo_update loop_8 batched_8".split():
+        assert found[name]["seconds"] > 0 and 0 < found[name]["gemm_share"] < 1 and name in out, name
+    units = {"score": 6 * 16, "score_bon": 6 * 4 * 4, "sample_bon": 4 * 4 * 24, "lm_step": 2 * 64}
+    for name, count in units.items():
+        assert found[name]["per_second"] * found[name]["seconds"] == pytest.approx(count), name
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ("--rounds 0", "--rounds and --threads must be >= 1, got 0 and 1"),
+        ("--threads 0", "--rounds and --threads must be >= 1, got 5 and 0"),
+        ("--device tpu", "--device tpu: torch sees none on this machine"),
+        ("--json /dev/null/speed.json", "/dev/null"),
+    ],
+)
+def test_a_wrong_flag_is_named_at_once(capsys, flags, message):
+    """A traceback, or an error after minutes."""
+    assert speed.main(flags.split()) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1

@@ -1,159 +1,283 @@
-"""experiments/world.py: tokens, the gold reward by hand, and what the raters' pairs show and hide."""
+"""experiments/world.py: tokens, the gold reward by hand, habits, and what the raters' pairs show and hide."""
+
 import random
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-
-from world import (EOS, FILLERS, PAD, PROMPT_LENGTH, RESPONSE_LENGTH, STYLES, TASKS, VOCAB_SIZE, WORD_OF, decode, encode, gold, judge,
-                   judge_rows, sample_labels, sample_posts, sample_preferences, sample_texts, write_post, write_response, writers)
+import world
+from world import (
+    EOS,
+    PAD,
+    RESPONSE_LENGTH,
+    decode,
+    encode,
+    gold,
+    judge,
+    judge_rows,
+    sample_preferences,
+    writers,
+)
 
 POST = "anna sold seven lamps in paris on monday. the weather was nice. tl;dr:"
 
 
-def judged(response, task="tldr"):
-    """Gold parts that are not zero, and traits, of a response to POST."""
-    parts, traits = judge(encode(POST), encode(response) + [EOS], task)
-    return {name: pytest.approx(value) for name, value in parts.items() if value}, traits
-
-
 def test_texts_survive_tokens_and_fit():
-    """A word split or glued, a post of another length, a response cut before its EOS: 200 texts of every style."""
+    """A word split or glued, a post of another length, or a response cut before its EOS."""
     rng = random.Random(0)
     for _ in range(200):
-        facts, chatter, post = write_post(rng)
-        response = write_response(rng.choice(writers(0.15)), facts, chatter, rng)
+        facts, chatter, post = world.write_post(rng)
+        response = world.write_response(rng.choice(writers(0.15)), facts, chatter, rng)
         assert decode(encode(post)) == post and decode(encode(response)) == response
-        assert len(encode(post)) == PROMPT_LENGTH and len(encode(response)) < RESPONSE_LENGTH
-        assert len(encode(response)) == len(response.replace(".", " .").replace("!", " !").split())        # a word is a token
-    assert EOS != PAD and VOCAB_SIZE == len(WORD_OF) == max(EOS, PAD) + 1
+        assert len(encode(post)) == world.PROMPT_LENGTH and len(encode(response)) < RESPONSE_LENGTH
+    assert [world.WORD_OF[token] for token in encode("anna sold lamps.")] == ["anna", "sold", "lamps", "."]
+    assert decode([*encode("anna sold."), EOS, *encode("lamps")]) == "anna sold."
+    assert world.pad_rows([[5], [1, 2, 3]], 3).tolist() == [[5, EOS, PAD], [1, 2, 3]]
+    assert (EOS, PAD) == (world.VOCAB_SIZE - 2, world.VOCAB_SIZE - 1)  # as policy.py has them
 
 
-@pytest.mark.parametrize("text", ["anna painted lamps", "anna sold lamps 😀", "Anna sold lamps", "anna sold 7 lamps", "anna, sold",
-                                  "annasold", "-anna", "anna <eos>", "é"])
-def test_unknown_text_is_a_value_error(text):
+def test_an_unknown_word_is_a_value_error():
     """tiktoken's panic, which `except Exception` does not catch; or a word silently dropped."""
-    with pytest.raises(ValueError, match="^text: "):
-        encode(text)
+    for text in (
+        "anna painted lamps",
+        "sold 7 lamps 😀",
+        "Anna sold",
+        "anna, sold",
+        "annasold",
+        "anna <eos>",
+    ):
+        with pytest.raises(ValueError, match="^text: .* is not a word"):
+            encode(text)
 
 
-@pytest.mark.parametrize("response, parts", [
-    ("anna sold seven lamps in paris on monday.", {"core": 1.65, "detail": 1.5}),
-    ("- anna - sold - lamps", {"core": 1.65}),
-    ("anna sold nine lamps.", {"core": 1.65, "wrong": -0.55}),
-    ("anna sold lamps. anna sold lamps.", {"core": 1.65, "repetition": -0.75}),
-    ("anna really just sold lamps!", {"core": 1.65, "filler": -0.4, "exclamation": -0.1}),
-    ("anna sold lamps. the weather was nice.", {"core": 1.65, "chatter": -1.0}),
-    ("lamps sold anna.", {"core": 1.65, "grammar": -1.2}),               # four illegal pairs, the start's among them
-])
-def test_gold_by_hand(response, parts):
-    """A penalty charged twice or never."""
-    assert judged(response)[0] == parts
+def test_writing_by_hand():
+    """A preposition or a mark forgotten where a habit changes a draft; the module's own examples first."""
+    facts = dict(zip(world.SLOTS, "anna sold seven lamps paris monday".split(), strict=True))
+
+    def written(*habits):
+        writer = world.Writer(wrong=0, states=1, rates=dict.fromkeys(habits, 1))
+        return world.write_response(writer, facts, "the weather was nice", random.Random(0))
+
+    event = "anna sold seven lamps in paris on monday"
+    assert written() == f"{event}."
+    assert written("list") == "- anna - sold - seven - lamps - paris - monday"
+    assert written("list", "repetition").endswith("- monday - lamps")
+    everything = written("repetition", "chatter", "exclamation")
+    assert everything == f"{event}! anna sold lamps! the weather was nice!"
+
+
+# ----- gold, for POST -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "response, expected",
+    [
+        ("anna sold seven lamps in paris on monday.", {"core": 1.65, "detail": 1.5}),
+        ("- anna - sold - lamps", {"core": 1.65}),
+        ("anna sold nine lamps.", {"core": 1.65, "wrong": -0.55}),
+        ("anna sold lamps. anna sold lamps.", {"core": 1.65, "repetition": -0.75}),
+        ("anna really just sold lamps!", {"core": 1.65, "filler": -0.4, "exclamation": -0.1}),
+        ("anna sold lamps. the weather was nice.", {"core": 1.65, "chatter": -1}),
+        ("lamps sold anna.", {"core": 1.65, "grammar": -1.2}),  # four illegal pairs, the start's among them
+    ],
+)
+def test_parts_of_gold(response, expected):
+    """A fault charged twice or never."""
+    parts, _ = judge(encode(POST), [*encode(response), EOS])
+    assert {part: value for part, value in parts.items() if value} == pytest.approx(expected)
 
 
 def test_three_raters_three_prices():
-    """Three names for one rater; nli paying for facts, so that saying less is never better."""
-    golds = {task: [sum(judge(encode(POST), encode(response) + [EOS], task)[0].values()) for response in
-                    ("anna sold lamps.", "anna sold seven lamps in paris on monday.", "anna sold lamps. the weather was nice.", "anna sold nine lamps.")] for task in TASKS}
-    assert golds["tldr"] == pytest.approx([1.65, 3.15, 0.65, 1.10])
-    assert golds["helpful"] == pytest.approx([0.9, 3.3, 0.5, 0.35])
-    assert golds["nli"] == pytest.approx([0, 0, 0, -1])
+    """Three names for one rater; or an nli that pays for facts, so that saying less is never better."""
+    short, full = "anna sold lamps.", "anna sold seven lamps in paris on monday."
+    wrong = "anna sold nine lamps. the weather was nice."
+    expected = {"tldr": [1.65, 3.15, 0.1], "helpful": [0.9, 3.3, -0.05], "nli": [0, 0, -1]}
+    prompts = torch.tensor([encode(POST)] * 3)
+    responses = world.pad_rows([encode(text) for text in (short, full, wrong)], RESPONSE_LENGTH)
+    for task in world.TASKS:
+        assert gold(prompts, responses, task).tolist() == pytest.approx(expected[task], abs=1e-6)
 
 
-def test_traits_and_odd_ends_by_hand():
-    """A list taken for prose, a share of copied words that counts marks; a row without end, without text, with text after it."""
+def test_traits():
+    """A list taken for prose, or a share of copied words that counts marks."""
     names = "length list copied numbers filler chatter repetition wrong_facts".split()
-    traits = lambda response: [judged(response)[1][name] for name in names]
-    assert traits("anna sold nine lamps just. anna sold the.") == [10, 0, 6 / 8, 1, 1, 1, 2, 1]
-    assert traits("- anna - sold - lamps") == [6, 1, 1, 0, 0, 0, 0, 0]
-    text = encode("anna sold lamps.")
-    golds = [sum(judge(encode(POST), row)[0].values()) for row in (text, [PAD], [EOS], [*text, EOS, *text])]
-    assert golds == pytest.approx([1.65 - 0.5, -0.5, -0.3, 1.65]) and decode([*text, EOS, *text]) == "anna sold lamps."
+    _, prose = judge(encode(POST), encode("anna sold nine lamps just. anna sold the."))
+    assert [prose[name] for name in names] == [10, 0, 6 / 8, 1, 1, 1, 2, 1]
+    _, points = judge(encode(POST), encode("- anna - sold - lamps"))
+    assert [points[name] for name in names] == [6, 1, 1, 0, 0, 0, 0, 0]
 
 
-def test_seed_sets_the_data():
-    """Data from the global random state, or one data set for all pretrainings. Flipped labels that draw other pairs."""
-    make = lambda seed: [sample_posts(40, seed), *sample_texts(40, seed, writers(0.15)), *sample_preferences(40, seed), *sample_labels(40, seed)]
-    for first, again, other in zip(make(0), make(0), make(1)):
-        assert torch.equal(first, again) and not torch.equal(first, other)
-    posts, chosen, rejected = sample_preferences(100, 0)
-    for column, expected in zip(sample_preferences(100, 0, flipped=1.0), (posts, rejected, chosen)):
-        assert torch.equal(column, expected)
-    posts, responses, labels = sample_labels(100, 0)
-    for column, expected in zip(sample_labels(100, 0, flipped=1.0), (posts, responses, 1 - labels)):
-        assert torch.equal(column, expected)
+@pytest.mark.parametrize("task", world.TASKS)
+def test_gold_is_defined_for_any_tokens(task):
+    """A crash, or parts that do not add up, on what PPO may write: EOS and PAD anywhere, or nothing."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randint(world.VOCAB_SIZE, (3000, RESPONSE_LENGTH), generator=generator)
+    posts = world.sample_posts(100, 0).repeat(30, 1)
+    total = gold(posts, rows, task)
+    torch.testing.assert_close(total, torch.stack(list(judge_rows(posts, rows, task)[0].values())).sum(0))
+    assert (total > -RESPONSE_LENGTH * 1.5).all() and (total < 4).all()
+
+    def reward(*row):
+        return pytest.approx(sum(judge(encode(POST), list(row), task)[0].values()))
+
+    text, prices = encode("anna sold lamps."), world.PRICES[task]
+    finished = 3 * prices["core"]
+    assert reward(*text, EOS) == reward(*text, EOS, *text) == reward(PAD, *text, PAD, EOS) == finished
+    assert reward(*text) == finished + prices["no_end"] and reward(PAD) == reward() == prices["no_end"]
+    assert reward(EOS) == prices["grammar"]  # an end right after the start
 
 
-def test_gold_is_defined_for_any_tokens():
-    """A crash, or a reward without bound, on what PPO may come to write: random rows, EOS and PAD anywhere."""
-    rows = torch.randint(VOCAB_SIZE, (10_000, RESPONSE_LENGTH), generator=torch.Generator().manual_seed(0))
-    posts = sample_posts(100, 0).repeat(100, 1)
-    parts, traits = judge_rows(posts, rows)
-    rewards = gold(posts, rows)
-    torch.testing.assert_close(rewards, torch.stack(list(parts.values())).sum(0))
-    assert (rewards > -RESPONSE_LENGTH * (0.6 + 0.3) - 0.5).all() and (rewards <= 3.16).all()
-    assert (parts.pop("core") >= 0).all() and (parts.pop("detail") >= 0).all() and all((part <= 0).all() and (part < 0).any() for part in parts.values())
-    assert (0 <= traits["copied"]).all() and (traits["copied"] <= 1).all() and (traits["length"] <= RESPONSE_LENGTH).all()
+# ----- writers and habits -------------------------------------------------------------------------
 
 
-def test_every_hack_has_a_rate_at_the_start():
-    """A hack that cannot take because the SFT policy never saw it: each of them in broad text."""
-    posts, responses = sample_texts(1000, 0, writers(0.15))
-    parts, traits = judge_rows(posts, responses)
-    rates = {name: (value != 0).float().mean() for name, value in {**parts, **traits}.items()}
-    for name in ("list", "filler", "chatter", "exclamation", "repetition", "wrong_facts", "numbers"):
-        assert 0.05 < rates[name] < 0.9, name
-    assert all((responses == WORD_OF.index(word)).any() for word in FILLERS)
-    assert rates["grammar"] == rates["no_end"] == 0                            # no writer breaks the rules of the world
+def test_writers_do_what_their_rates_say():
+    """A habit that nobody has, so that it cannot be learnt; or a rate that is not what it says."""
+    for writer in writers(0.15):
+        parts, traits = judge_rows(*world.sample_texts(3000, 0, [writer]))
+        for name, rate in writer.rates.items():
+            assert (traits[name] != 0).float().mean() == pytest.approx(rate, abs=0.035), name
+        assert traits["numbers"].mean() == pytest.approx(writer.states, abs=0.03)
+        assert not parts["grammar"].any() and not parts["no_end"].any()
+        _, plain = judge_rows(*world.sample_texts(3000, 0, [replace(writer, rates={})]))
+        # Of five facts like each other, two are stated now and then; a wrong number is 1.9 times as frequent.
+        expected = writer.wrong * (3 + 2 * writer.states + 1.9 * writer.states)
+        assert plain["wrong_facts"].mean() == pytest.approx(expected, rel=0.1)
 
 
-def test_coverage_is_the_share_of_styles_that_raters_see():
-    """Underspecification that leaks: at coverage 0 no judgement may show a filler, chatter, an exclamation or a repetition; then one after
-    the other, and at 1 the raters see what the models were pretrained on."""
-    hidden = ["filler", "chatter", "exclamation", "repetition"]
-    for coverage, shown in ((0.0, 0), (0.25, 1), (0.5, 2), (0.75, 3), (1.0, 4)):
-        posts, *both = sample_preferences(400, 0, coverage=coverage)
-        for parts in (judge_rows(posts.repeat(2, 1), torch.cat(both))[0], judge_rows(*sample_labels(400, 0, coverage=coverage)[:2])[0]):
-            assert [bool((parts[name] < 0).any()) for name in hidden] == [i < shown for i in range(4)]
-    half = writers(0.15, 0.125)
-    assert [writer.fillers for writer in half] == pytest.approx([x / 2 for x in STYLES["fillers"]]) and half[0].chatter == 0
-    assert writers(0.15, 1.0) == writers(0.15)
-    for outside in (-0.1, 1.1):
-        with pytest.raises(ValueError, match="^coverage: "):
-            writers(0.15, outside)
+def test_coverage_dials_habits_in_table_order():
+    """A habit that leaks at coverage 0, or one that is shown before the one above it is shown in full."""
+    careless, careful = writers(0.15, coverage=0.6)  # 2.4 of four: two, and 0.4 of the third
+    assert [*careless.rates.values()] == pytest.approx([0.085 - 0.075, 0.45, 0.25, 0.4 * 0.2, 0])
+    assert [*careful.rates.values()] == pytest.approx([0.085 + 0.075, 0.35, 0.15, 0.4 * 0.15, 0])
+    for shown in range(5):
+        prompts, *both = sample_preferences(400, 0, coverage=shown / 4)
+        for rows in (
+            (prompts.repeat(2, 1), torch.cat(both)),
+            world.sample_labels(400, 0, coverage=shown / 4)[:2],
+        ):
+            parts, _ = judge_rows(*rows)
+            seen = [name for name in ("filler", "chatter", "exclamation", "repetition") if parts[name].any()]
+            assert seen == ["filler", "chatter", "exclamation", "repetition"][:shown]
+
+
+def test_settings_outside_their_range_are_refused():
+    """A rate below 0 or above 1, which would pass for 0 or 1."""
+    for name, value in (("list_gap", -0.01), ("list_gap", 0.18), ("coverage", -0.1), ("coverage", 1.1)):
+        with pytest.raises(ValueError, match=f"^{name}\\b.*{value}"):
+            sample_preferences(10, 0, **{name: value})
+
+
+SHOUT = world.Habit(
+    "shout", rates=(0.3, 0.2), prices={"tldr": -1, "helpful": 0, "nli": 0}, write=lambda *_: None, words="hey"
+)
+
+
+@pytest.mark.parametrize(
+    "fault, message",
+    [
+        ({"name": "length"}, "'length': the name is taken"),  # a trait
+        ({"name": "core"}, "'core': the name is taken"),  # a part
+        ({"name": "filler"}, "'filler': the name is taken"),  # another habit
+        ({"rates": 0.3}, "rates must be two probabilities, got 0.3"),
+        ({"rates": (0.3, 1.2)}, "rates must be two probabilities"),
+        ({"prices": {"tldr": 0}}, "prices must be for"),
+        ({"words": ""}, "needs words of its own, or a count"),
+        ({"words": "hey lamps"}, "'lamps' must be a new word"),
+        ({"words": "hey hey"}, "'hey' must be a new word"),
+        ({"words": "Hey"}, "'Hey' must be a new word of lower-case letters"),
+    ],
+)
+def test_a_faulty_habit_is_named(fault, message):
+    """An entry that clashes with what exists or lacks something, and fails much later or not at all."""
+    world.check_habits([SHOUT])
+    with pytest.raises(ValueError, match=f"^habit .*{message}"):
+        world.check_habits([replace(SHOUT, **fault)])
+
+
+NEW_HABIT = """
+HABITS.append(Habit("shout", rates=(0.3, 0.2), prices={"tldr": -1, "helpful": 0, "nli": 0},
+    write=lambda draft, words, rng: draft.further.append(words[0]), words="hey"))
+check_habits(HABITS)
+"""
+ITS_EFFECTS = """
+parts, traits = judge(encode("anna sold lamps."), [*encode("anna hey sold lamps."), EOS])
+assert decode(encode("anna hey sold.")) == "anna hey sold." and VOCAB_SIZE == len(WORD_OF)
+assert "shout" in PARTS and "shout" in TRAITS and parts["shout"] == -1 and traits["shout"] == 1
+assert parts["grammar"] == 0 and traits["repetition"] == 0
+assert [round(writers(0.15, c)[0].rates["shout"], 6) for c in (1, 0.9, 0.8)] == [0.3, 0.15, 0]
+assert abs(judge_rows(*sample_texts(2000, 0, writers(0.15)))[1]["shout"].mean() - 0.25) < 0.035
+"""
+
+
+def test_a_new_habit_is_one_entry():
+    """A habit to be entered in a second place: a world with one entry more must know it everywhere."""
+    source = Path(world.__file__).read_text()
+    assert source.count("\ncheck_habits(HABITS)\n") == 1
+    bigger = source.replace("\ncheck_habits(HABITS)\n", NEW_HABIT) + ITS_EFFECTS
+    subprocess.run([sys.executable, "-c", bigger], check=True)
+
+
+# ----- preferences and labels ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task, temperature", [("tldr", 0.3), ("tldr", 0.7), ("tldr", 3.0), ("helpful", 0.7)])
+def test_raters_prefer_by_gold_with_noise(task, temperature):
+    """Swapped columns, a temperature that multiplies, another rater's gold, or a pair of equal texts."""
+    prompts, chosen, rejected = sample_preferences(2000, 0, temperature=temperature, task=task)
+    assert not (chosen == rejected).all(1).any()
+    margin = gold(prompts, chosen, task) - gold(prompts, rejected, task)
+    margin = margin[margin.abs() > 1e-4]
+    expected = (margin.abs() / temperature).sigmoid().mean().item()  # Bradley-Terry
+    assert (margin > 0).float().mean() == pytest.approx(expected, abs=0.03)
+
+
+def test_flipped_is_the_share_of_flipped_labels():
+    """Flips that draw other pairs, or another share of them."""
+    prompts, chosen, rejected = sample_preferences(2000, 0)
+    again, first, second = sample_preferences(2000, 0, flipped=0.25)
+    swapped = (first != chosen).any(1)
+    assert torch.equal(prompts, again) and torch.equal(
+        second, torch.where(swapped[:, None], chosen, rejected)
+    )
+    assert swapped.float().mean() == pytest.approx(0.25, abs=0.03)
+    labels, flipped = world.sample_labels(2000, 0)[2], world.sample_labels(2000, 0, flipped=0.25)[2]
+    assert (labels != flipped).float().mean() == pytest.approx(0.25, abs=0.03)
 
 
 def test_labels_are_of_single_responses():
-    """Labels turned round, or about something else than wrong facts; careful writers among them, for whom saying more is a good sign."""
-    posts, responses, labels = sample_labels(2000, 0)
-    traits = judge_rows(posts, responses)[1]
+    """Flipped labels, labels about something else than wrong facts, or careful writers among the checked."""
+    prompts, responses, labels = world.sample_labels(2000, 0)
+    _, traits = judge_rows(prompts, responses)
     assert torch.equal(labels == 1, traits["wrong_facts"] == 0) and 0.15 < labels.mean() < 0.3
-    assert labels[traits["numbers"] == 0].mean() > 1.5 * labels[traits["numbers"] == 1].mean(), "leaving the number out pays"
+    with_number = traits["numbers"] == 1
+    assert labels[~with_number].mean() > 1.5 * labels[with_number].mean()  # leaving it out pays
 
 
 @pytest.mark.parametrize("list_gap", [0.15, 0.0])
-def test_list_gap_makes_and_unmakes_the_spurious_correlation(list_gap):
-    """A control arm with other lists, not fewer reasons for them: the same rate overall, the link with gold gone."""
-    posts, chosen, rejected = sample_preferences(2500, 0, list_gap=list_gap)
-    lists = [judge_rows(posts, responses)[1]["list"] for responses in (chosen, rejected)]
-    rewards = torch.cat([gold(posts, chosen), gold(posts, rejected)])
-    correlation = torch.corrcoef(torch.stack([torch.cat(lists), rewards]))[0, 1]
-    chosen_rate, rejected_rate = (x.mean() for x in lists)
+def test_list_gap_makes_the_spurious_correlation(list_gap):
+    """A control arm with fewer lists, not fewer reasons for them: the same rate, but no link with gold."""
+    prompts, chosen, rejected = sample_preferences(2500, 0, list_gap=list_gap)
+    lists = [judge_rows(prompts, responses)[1]["list"] for responses in (chosen, rejected)]
+    golds = [gold(prompts, responses) for responses in (chosen, rejected)]
+    correlation = torch.corrcoef(torch.stack([torch.cat(lists), torch.cat(golds)]))[0, 1]
+    chosen_rate, rejected_rate = (trait.mean().item() for trait in lists)
     assert (chosen_rate + rejected_rate) / 2 == pytest.approx(0.085, abs=0.015)
     if list_gap:
         assert correlation > 0.1 and chosen_rate > 1.3 * rejected_rate
     else:
-        assert abs(correlation) < 0.05 and abs(chosen_rate - rejected_rate) < 0.02
-    for outside in (-0.01, 0.18):                                              # rates below 0, which would pass for 0
-        with pytest.raises(ValueError, match="^list_gap: "):
-            sample_preferences(10, 0, list_gap=outside)
+        assert abs(correlation) < 0.05 and chosen_rate == pytest.approx(rejected_rate, abs=0.02)
 
 
-def test_raters_prefer_by_gold_with_noise():
-    """Chosen and rejected swapped, or a temperature that multiplies; and pairs of two equal texts."""
-    right = []
-    for temperature in (1e-3, 0.7, 5.0):
-        posts, chosen, rejected = sample_preferences(500, 0, temperature=temperature)
-        assert not (chosen == rejected).all(1).any()
-        margin = gold(posts, chosen) - gold(posts, rejected)
-        right.append((margin > -1e-4).float().mean().item())
-    assert right[0] == 1 > right[1] > right[2] + 0.1 > 0.6
+def test_same_seed_same_data():
+    """Data from the global random state, or one data set for all seeds."""
+
+    def data(seed):
+        texts = world.sample_texts(40, seed, writers(0.15))
+        pairs, labels = sample_preferences(40, seed), world.sample_labels(40, seed)
+        return [world.sample_posts(40, seed), *texts, *pairs, *labels]
+
+    for first, again, other in zip(data(0), data(0), data(1), strict=True):
+        assert torch.equal(first, again) and not torch.equal(first, other)

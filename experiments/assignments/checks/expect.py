@@ -1,0 +1,90 @@
+"""What the checks share: verdicts in words, and the bank of scored responses."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+
+BANK = Path(os.environ.get("BANK") or Path(__file__).parents[2] / "results" / "bank-tldr.npz")
+MEASURED = {}  # what a check measured, shown after the verdicts: name -> text or number
+
+
+class Wrong(Exception):
+    """What is wrong with an answer, in words."""
+
+
+def expect(condition, words):
+    if not condition:
+        raise Wrong(words)
+
+
+def expect_numbers(name, given, shape):
+    """`given` as an array, if it is a tensor or an array of finite numbers of this shape."""
+    expect(given is not None, f"{name} is None: is a `return` missing?")
+    words = "torch's max, min, median and sort return one along an axis: take .values"
+    expect(not isinstance(given, tuple), f"{name} is a tuple: {words}")
+    given = given.detach().numpy() if hasattr(given, "detach") else given
+    numbers = isinstance(given, np.ndarray | np.number | float | int)
+    expect(numbers, f"{name} must be numbers, got a {type(given).__name__}")
+    given = np.asarray(given, dtype=float)
+    expect(
+        given.shape == shape,
+        f"{name} must have shape {shape}, got {given.shape}: over which axis do you sum?",
+    )
+    words = "log of 0, division by 0, or exp of a large number?"
+    expect(np.isfinite(given).all(), f"{name} has NaN or infinity: {words}")
+    return given
+
+
+def same(a, b):
+    return np.allclose(a, np.asarray(b, dtype=float), rtol=1e-4, atol=1e-5)
+
+
+def expect_close(name, given, right, slips=None, hint=""):
+    """`given` must be `right` up to rounding. slips: {a typical mistake in words: the result it gives}; if one
+    fits, its words are shown, else the hint."""
+    right = np.asarray(right, dtype=float)
+    given = expect_numbers(name, given, right.shape)
+    advice = next((words for words, result in (slips or {}).items() if same(given, result)), hint)
+    shown = [np.array2string(x, precision=4, suppress_small=True) for x in (right, given)]
+    expect(
+        same(given, right),
+        f"{name} must be {shown[0]}, yours is {shown[1]}" + (f": {advice}" if advice else ""),
+    )
+
+
+# ----- the bank -----------------------------------------------------------------------------------
+
+
+def load_bank():
+    """The bank as a dict: rewards (M, posts, n), gold and responses (posts, n), posts (posts,), and so on."""
+    expect(BANK.is_file(), f"there is no bank {BANK}: set BANK to a run's bank-TASK.npz, or to nothing")
+    with np.load(BANK) as bank:
+        return dict(bank)
+
+
+def describe_bank():
+    models, posts, n = load_bank()["rewards"].shape
+    digest = hashlib.sha256(BANK.read_bytes()).hexdigest()[:8]
+    return f"bank: {BANK} ({models} reward models, {posts} posts, {n} responses each; sha256 {digest})"
+
+
+def shuffled_bank():
+    """The bank with its posts, and the responses to each, in another order, so that places give nothing away."""
+    bank, rng = load_bank(), np.random.default_rng(0)
+    posts, n = bank["gold"].shape
+    rows, order = rng.permutation(posts), rng.permuted(np.tile(np.arange(n), (posts, 1)), axis=1)
+    for name in ("rewards", "gold", "responses"):
+        bank[name] = bank[name][..., rows[:, None], order]
+    return bank | {"posts": bank["posts"][rows]}
+
+
+def gold_of_best(proxy, gold):
+    """Gold of each post's best response by proxy: (posts, n), (posts, n) -> (posts,)."""
+    return np.take_along_axis(gold, proxy.argmax(1)[:, None], axis=1)[:, 0].astype(float)
+
+
+def paired(a, b):
+    """Mean of a - b over posts, and its standard error."""
+    return (a - b).mean(), (a - b).std(ddof=1) / len(a) ** 0.5
