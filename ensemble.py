@@ -85,7 +85,7 @@ def finetune_ensembles(grid):
 
 
 def pretrain_ensembles(grid):
-    """One ensemble per diagonal of the grid: a member from each pretraining, each with another finetuning seed
-    as far as there are enough (our choice). ["ab", "cd"] -> [["a", "d"], ["b", "c"]]."""
+    """One ensemble per diagonal of the grid: a member from each pretraining, each with another finetuning
+    seed as far as there are enough (our choice). ["ab", "cd"] -> [["a", "d"], ["b", "c"]]."""
     finetune_seeds = len(grid[0])
     return [[row[(f + p) % finetune_seeds] for p, row in enumerate(grid)] for f in range(finetune_seeds)]

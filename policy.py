@@ -5,8 +5,8 @@
     responses = sample(model, prompts, 24, torch.Generator().manual_seed(0))
     log_probs(model, prompts, responses)  # (B, R), of those very samples
 
-Tokens are int64, rows padded on the *right*. Prompts have one length P; a response, of up to R tokens, ends with
-EOS unless it ran out of room. B rows in a batch, N in the data, T positions, D width, V words.
+Tokens are int64, rows padded on the *right*. Prompts have one length P. A response has up to R tokens, and
+ends with EOS unless it ran out of room. B rows in a batch, N in the data, T positions, D width, V words.
 """
 
 import math
@@ -204,23 +204,24 @@ def sample(model, prompts, max_new_tokens, generator, n=1, temperature=1.0):
             raise ValueError(f"{name} must be >= 1, got {value}")
     if temperature <= 0:
         raise ValueError(f"temperature must be > 0, got {temperature}")
-    rows = torch.arange(len(prompts) * n, device=prompts.device)  # the responses still being written
-    responses = prompts.new_full((len(rows), max_new_tokens), model.config.pad)
     # Prefill: read every prompt once, then repeat what was read for its n samples.
+    rows = torch.arange(len(prompts) * n, device=prompts.device)  # the responses in the batch
     hidden_states, cache = model.trunk.prefill(prompts)
-    logits = model.head(hidden_states[:, -1])[rows // n]
-    cache = cache.select(rows // n)
+    logits, cache = model.head(hidden_states[:, -1])[rows // n], cache.select(rows // n)
+    responses = prompts.new_full((len(rows), max_new_tokens), model.config.pad)
+    writing = rows  # places in the batch whose response has not ended
     for t in range(max_new_tokens):
-        # Draw a token for every row.
-        tokens = sample_token(logits / temperature, generator)
-        responses[rows, t] = tokens
-        # Drop the rows that have ended.
+        # Draw a token for every response that has not ended.
+        tokens = torch.full_like(rows, model.config.eos)
+        tokens[writing] = sample_token(logits[writing] / temperature, generator)
+        responses[rows[writing], t] = tokens[writing]
         writing = (tokens != model.config.eos).nonzero()[:, 0]
         if len(writing) == 0 or t == max_new_tokens - 1:
             break
-        if len(writing) < len(rows):
+        # Drop the rows that have ended once they are a fifth of the batch: dropping copies the cache.
+        if len(writing) < 0.8 * len(rows):
             rows, tokens, cache = rows[writing], tokens[writing], cache.select(writing)
-        # Read the token.
+            writing = torch.arange(len(rows), device=rows.device)
         logits = model(tokens[:, None], cache)[:, -1]
     return responses
 
@@ -238,7 +239,7 @@ def minibatches(rows, batch_size, steps, generator):
 
 
 def train(model, loss_of, data, config, seed, label):
-    """The loop of all models: minimise loss_of(*minibatch) on data, tensors of N rows, in an order set by seed.
+    """The loop of all models: minimise loss_of(*minibatch) on data, tensors of N rows. `seed` orders them.
     `label` names the progress bar; None: no bar. Returns the loss of every step, (steps,)."""
     adamw = {"betas": (0.9, 0.98), "weight_decay": config.weight_decay, "fused": True}
     optimizer = torch.optim.AdamW(model.parameters(), config.lr, **adamw)

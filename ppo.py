@@ -5,7 +5,7 @@
 
 A reward is any function of prompts (B, P), responses (B, R) -> (B,): a reward model, an ensemble, a lambda.
 PPO maximises E[reward] - beta * KL(policy || frozen starting policy); the paper calls beta lambda. A token is
-an action: each pays its share of the KL, and the score, the reward of the whole response, is paid on the last.
+an action: each pays its share of the KL, and the score, the reward of the whole response, is on the last.
 Tensors are (B, R), a number per token, unless a docstring says otherwise; the mask is true on real tokens.
 """
 

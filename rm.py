@@ -99,7 +99,7 @@ def train_pointwise(rm, prompts, responses, labels, config, seed, label="reward 
 
 
 def accuracy(chosen_rewards, rejected_rewards):
-    """Share of pairs that are ranked right, (..., B), (..., B) -> (...). [1, 2], [0, 3] -> 1/2; a tie is wrong."""
+    """Share of pairs ranked right, (..., B), (..., B) -> (...); a tie is not right. [1, 2], [0, 3] -> 0.5."""
     return (chosen_rewards > rejected_rewards).float().mean(-1)
 
 

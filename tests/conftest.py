@@ -1,7 +1,10 @@
 """Puts the repository and experiments/ on the path, and gives the tests one tiny model over ten tokens:
 words 0 to 7, EOS 8, PAD 9."""
 
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -35,3 +38,31 @@ def responses():
     words = torch.randint(8, (12, 6), generator=torch.Generator().manual_seed(1))
     position, end = torch.arange(6), (torch.arange(12) % 7)[:, None]
     return words.where(position < end, 8).where(position <= end, 9)
+
+
+TINY = """--quick --pretrain-texts 300 --pretrain-steps 20 --sft-steps 5 --pairs 100 --prompts 8 --n 8
+--ppo-updates 2 --ppo-batch 16""".split()
+
+
+def overopt(out, *flags):
+    """The command of a tiny run of the main script."""
+    return [sys.executable, str(ROOT / "experiments/overopt.py"), *TINY, "--out", str(out), *flags]
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """The folder of one tiny world, made once for all tests: interrupted by Ctrl-C, then continued."""
+    out = tmp_path_factory.mktemp("tiny") / "deep" / "er"
+    command = overopt(out, "--seeds", "3", "--processes", "2")
+    stopped = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not list(out.glob("cache/*.pt")):
+        assert stopped.poll() is None, stopped.stderr.read()
+        time.sleep(0.05)
+    stopped.send_signal(signal.SIGINT)
+    _, said = stopped.communicate()
+    assert stopped.returncode == 130, said
+    assert "Traceback" not in said
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (out / "said.txt").write_text(done.stdout)
+    return out

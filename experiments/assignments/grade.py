@@ -4,9 +4,10 @@
     python experiments/assignments/grade.py handed-in/* --words      # and what the failed checks say
     python experiments/assignments/grade.py handed-in/* --only 8 --bank runs/other/bank-tldr.npz
 
-Only the functions of the stubs are taken from a folder; the checks are those beside this script, so run it from
-a clean copy of the repository. Each check that passes gives an equal share of the assignment's points. An
-assignment is checked in a process of its own, for --limit seconds at most, if `refusal` in check.py allows it.
+Only the functions of the stubs are taken from a folder; the checks are those beside this script, so run it
+from a clean copy of the repository. Each check that passes gives an equal share of the assignment's points.
+An assignment is checked in a process of its own, for --limit seconds at most, if `refusal` in check.py
+allows it.
 """
 
 import argparse
@@ -27,7 +28,8 @@ MISSING = ["not handed in"]
 
 
 def grade(folder, limit, number):
-    """One assignment of one student -> (points, what is wrong: a list of words, what was measured: a dict)."""
+    """One assignment of one student -> (points, what is wrong: a list of words, what was measured: a
+    dict)."""
     try:
         answer_file(number, folder)
     except Wrong as wrong:

@@ -1,4 +1,5 @@
-"""Assignment 1: logsumexp adds exponentials without computing them, and any shift of a row changes no difference."""
+"""Assignment 1: logsumexp adds exponentials without computing them, and any shift of a row changes no
+difference."""
 
 import torch
 

@@ -1,4 +1,5 @@
-"""Assignment 2: the mean of the more sceptical half. A fooled member has no say, a contrary one does not decide alone."""
+"""Assignment 2: the mean of the more sceptical half. A fooled member has no say, a contrary one does not
+decide alone."""
 
 
 def aggregator(rewards):

@@ -1,4 +1,5 @@
-"""Assignment 3: with j samples below it, one is k-th best of n - k samples from below and k - 1 from above."""
+"""Assignment 3: with j samples below it, one is k-th best of n - k samples from below and k - 1 from
+above."""
 
 from math import comb
 

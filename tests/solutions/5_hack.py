@@ -1,4 +1,5 @@
-"""Assignment 5: raters paid for details and met more lists from careful writers; of fillers they were shown none."""
+"""Assignment 5: raters paid for details and met more lists from careful writers; of fillers they were
+shown none."""
 
 from world import DETAILS, KIND
 

@@ -1,6 +1,8 @@
-"""Assignment 7: argmax of a row without EOS is 0, so a response that ran out of room counted as its first token alone.
+"""Assignment 7: argmax of a row without EOS is 0, so a response that ran out of room counted as its first
+token alone.
 
-It paid KL for that token only, and long responses became free: hence the small KL, in the penalty and in the log."""
+It paid KL for that token only, and long responses became free: hence the small KL, in the penalty and in
+the log."""
 
 import torch
 
@@ -26,9 +28,9 @@ def whiten(x, mask):
 
 
 def experience(responses, scores, logp, ref_logp, values, beta, eos):
-    """Of sampled responses (B, R), each up to its EOS or to the end of its row: a dict of mask, returns and advantages, (B, R)
-    each, and kl, one number: nats to the reference, per response. gamma and lambda are 1: a return is the sum of the
-    rewards from here on, an advantage is return minus value.
+    """Of sampled responses (B, R), each up to its EOS or to the end of its row: a dict of mask, returns and
+    advantages, (B, R) each, and kl, one number: nats to the reference, per response. gamma and lambda are 1:
+    a return is the sum of the rewards from here on, an advantage is return minus value.
 
     scores: (B,); logp, ref_logp, values: (B, R), of any content after the end of a response."""
     mask = real_tokens(responses, eos)

@@ -5,7 +5,8 @@ from expect import MEASURED, expect, shuffled_bank
 
 
 def bad_and(their):
-    """What each reward model gives to the picks, less what it gives to all responses: (M,). Wrong if they are not bad."""
+    """What each reward model gives to the picks, less what it gives to all responses: (M,). Wrong if they
+    are not bad."""
     bank, picks = shuffled_bank(), []
     for post, responses in zip(bank["posts"].tolist(), bank["responses"].tolist(), strict=True):
         i = their.pick(post, list(responses))

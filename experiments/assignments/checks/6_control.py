@@ -3,9 +3,8 @@
 import random
 
 import numpy as np
-from expect import MEASURED, expect, expect_close
-
 import world
+from expect import MEASURED, expect, expect_close
 
 PAIRS = [world.writers(list_gap, coverage) for list_gap, coverage in ((0.15, 0.0), (0.0, 0.5))]
 PAIRS.append((world.Writer(0.3, 0.2, {"list": 0.1}), world.Writer(0.1, 0.6, {"list": 0.3})))

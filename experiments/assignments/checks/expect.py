@@ -42,8 +42,8 @@ def same(a, b):
 
 
 def expect_close(name, given, right, slips=None, hint=""):
-    """`given` must be `right` up to rounding. slips: {a typical mistake in words: the result it gives}; if one
-    fits, its words are shown, else the hint."""
+    """`given` must be `right` up to rounding. slips: {a typical mistake in words: the result it gives}; if
+    one fits, its words are shown, else the hint."""
     right = np.asarray(right, dtype=float)
     given = expect_numbers(name, given, right.shape)
     advice = next((words for words, result in (slips or {}).items() if same(given, result)), hint)
@@ -71,7 +71,8 @@ def describe_bank():
 
 
 def shuffled_bank():
-    """The bank with its posts, and the responses to each, in another order, so that places give nothing away."""
+    """The bank with its posts, and the responses to each, in another order, so that places give nothing
+    away."""
     bank, rng = load_bank(), np.random.default_rng(0)
     posts, n = bank["gold"].shape
     rows, order = rng.permutation(posts), rng.permuted(np.tile(np.arange(n), (posts, 1)), axis=1)

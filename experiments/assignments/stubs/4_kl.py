@@ -1,14 +1,15 @@
 """4. KL estimators, and their bias.
 
-PPO charges for the KL from the policy p to its start q. From a sample of p it sees only x = log p - log q. Besides
-k1(x) = x there are
+PPO charges for the KL from the policy p to its start q. From a sample of p it sees only x = log p - log q.
+Besides k1(x) = x there are
 
     k2(x) = x^2 / 2            k3(x) = exp(-x) - 1 + x
 
 Write both, and the exact bias of any estimator. One of the two is biased: see by how much.
 
 Read: John Schulman's note "Approximating KL divergence" (2020).
-Hint: with few words, the expectation over samples of p is a sum over all words. No random numbers are needed.
+Hint: with few words, the expectation over samples of p is a sum over all words. No random numbers are
+needed.
 """
 
 
@@ -23,7 +24,8 @@ def k3(log_ratio):
 
 
 def bias(estimator, p, q):
-    """What the estimator gives on average over samples of p, minus the true KL(p || q): a tensor of one number, in nats.
+    """What the estimator gives on average over samples of p, minus the true KL(p || q): a tensor of one
+    number, in nats.
 
     estimator: a function like k2; p, q: tensors (V,), the probabilities of V words, none of them 0."""
     raise NotImplementedError("bias is yours to write")

@@ -1,18 +1,16 @@
 """7. A silent bug.
 
-A colleague has written the code below, which makes the experience that PPO learns from: what each token of a response
-earned. It runs without an error, and she is delighted. From a policy that knows nothing, with the reward "how often
-does word 7 come" (at most 24 times) and a KL weight of 0.05, the last of 40 updates shows:
+A colleague has written the code below, which makes the experience that PPO learns from: what each token of a
+response earned. It runs without an error, and she is delighted. From a policy that knows nothing, with the
+reward "how often does word 7 come" (at most 24 times) and a KL weight of 0.05, the last of 40 updates shows:
 
                               reward   tokens   KL to the start
     as it should be             22.6     23.9              84.9
     with this code              22.5     24.0               4.9
 
-The same reward for a fraction of the KL! Too good to be true: what must it cost to say 7 all the time, if the start
-chooses among 99 words? One thing in the code is wrong. Find it, and repair it. (It is written differently from ppo.py
-in many places. All but one are equivalent.)
-
-    python experiments/assignments/check.py 7 --curves        # trains with your code, 10 seconds
+The same reward for a fraction of the KL! Too good to be true: what must it cost to say 7 all the time, if
+the start chooses among 99 words? One thing in the code is wrong. Find it, and repair it. (It is written
+differently from ppo.py in many places. All but one are equivalent.)
 
 Hint: print, do not only read. Who pays?
 """
@@ -40,9 +38,9 @@ def whiten(x, mask):
 
 
 def experience(responses, scores, logp, ref_logp, values, beta, eos):
-    """Of sampled responses (B, R), each up to its EOS or to the end of its row: a dict of mask, returns and advantages, (B, R)
-    each, and kl, one number: nats to the reference, per response. gamma and lambda are 1: a return is the sum of the
-    rewards from here on, an advantage is return minus value.
+    """Of sampled responses (B, R), each up to its EOS or to the end of its row: a dict of mask, returns and
+    advantages, (B, R) each, and kl, one number: nats to the reference, per response. gamma and lambda are 1:
+    a return is the sum of the rewards from here on, an advantage is return minus value.
 
     scores: (B,); logp, ref_logp, values: (B, R), of any content after the end of a response."""
     mask = real_tokens(responses, eos)

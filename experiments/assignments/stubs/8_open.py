@@ -1,16 +1,17 @@
 """8. Open: beat the ensemble.
 
-Score the stored responses by a proxy of your own, from all reward models' scores and the responses' texts. The best of
-64 by it must have a higher gold than the best of 64 by the mean of all reward models, by more than two standard errors
-over the posts. Both are best of the same n, hence at the same KL. Gold is not shown, and neither are the posts. What
-you know about reward models, raters and writers is fair.
+Score the stored responses by a proxy of your own, from all reward models' scores and the responses' texts.
+The best of 64 by it must have a higher gold than the best of 64 by the mean of all reward models, by more
+than two standard errors over the posts. Both are best of the same n, hence at the same KL. Gold is not
+shown, and neither are the posts. What you know about reward models, raters and writers is fair.
 
 Hint: start from rewards.mean(0), which is to be beaten. What was no reward model ever told?
 """
 
 
 def proxy(rewards, pretrain_seed, responses):
-    """rewards: an array (M, posts, n), the scores of M reward models in standard deviations; pretrain_seed: (M,), equal for
-    models of one pretraining; responses: (posts, n), their texts -> an array (posts, n), your score of each. Posts, and
-    the responses to a post, are in no particular order. You may import SLOTS, WORDS, DETAILS and KIND from world."""
+    """rewards: an array (M, posts, n), the scores of M reward models in standard deviations;
+    pretrain_seed: (M,), equal for models of one pretraining; responses: (posts, n), their texts -> an
+    array (posts, n), your score of each. Posts, and the responses to a post, are in no particular order.
+    You may import SLOTS, WORDS, DETAILS and KIND from world."""
     raise NotImplementedError("proxy is yours to write")
