@@ -1,7 +1,7 @@
 """From a world's arrays to numbers: the paper's claims, one number each, and what tables and figures show.
 
-A world (a seed) is an independent replicate of everything: posts, pretrainings, SFT, preferences, reward models,
-samples, PPO. Nothing is pooled, so a claim's interval over worlds is that of a pocket calculator:
+A world (a seed) is an independent replicate of everything: posts, pretrainings, SFT, preferences, reward
+models, samples, PPO. Nothing is pooled, so a claim's interval over worlds is that of a pocket calculator:
 
     mean +- t * std / sqrt(worlds)          (Student's t, 95 %)
 """
@@ -58,8 +58,9 @@ class Evidence:
 
 
 def pair_means(matrix, F):
-    """Means of an (M, M) matrix over the pairs of a reward model with itself, with another of its pretraining, and
-    with one of another pretraining: (self, same, other). Models are ordered by pretraining, F of each."""
+    """Means of an (M, M) matrix over the pairs of a reward model with itself, with another of its
+    pretraining, and with one of another pretraining: (self, same, other). Models are ordered by
+    pretraining, F of each."""
     itself, pretraining = np.eye(len(matrix), dtype=bool), np.arange(len(matrix)) // F
     alike = pretraining[:, None] == pretraining
     return [matrix[pairs].mean() if pairs.any() else np.nan for pairs in (itself, alike & ~itself, ~alike)]
@@ -71,13 +72,13 @@ def rank_correlation(scores):
 
 
 def judged(scores, picks):
-    """Mean reward by each model of what each has picked: (M, posts, n), indices (M, posts) -> (picker, judge)."""
+    """Mean reward by each model of what each has picked, (M, posts, n), (M, posts) -> (picker, judge)."""
     return np.take_along_axis(scores[None], picks[:, None, :, None], axis=-1)[..., 0].mean(-1)
 
 
 def same_spread(samples, texts):
-    """For each post one of SFT's samples, so that their consensus (the mean reward of all models) varies from post
-    to post as that of some texts does: samples (M, posts, n), texts (M, posts) -> (M, posts)."""
+    """For each post one of SFT's samples, so that their consensus (the mean reward of all models) varies
+    from post to post as that of some texts does: samples (M, posts, n), texts (M, posts) -> (M, posts)."""
     consensus, target = samples.mean(0), texts.mean(0)
     wanted = consensus.mean() + target - target.mean()
     nearest = np.abs(consensus - wanted[:, None]).argmin(-1)
@@ -92,7 +93,8 @@ BEST_N = 8  # where one reward model's gold was highest on the development seeds
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim. signs: for each task the direction claimed, 1 or -1; 0: described, not tested; None: not claimed."""
+    """One claim. signs: for each task the direction claimed, 1 or -1; 0: described, not tested; None: not
+    claimed."""
 
     id: str
     statement: str
@@ -104,7 +106,8 @@ class Claim:
 
 
 def claim(*signs):
-    """Decorator: a function of one world's Evidence is a claim. The first line of its docstring is the statement."""
+    """Decorator: a function of one world's Evidence is a claim. The first line of its docstring is the
+    statement."""
 
     def enter(measure):
         statement = measure.__doc__.splitlines()[0].rstrip(".")
@@ -125,8 +128,8 @@ def bon_self_vs_same(evidence):
     """Reward of a text like one model's pick, but not picked: by itself - by others of its pretraining.
 
     A pick is the highest of a model's own rewards, so on the pick itself its reward is above the others' by
-    construction. Here it picks from half of the samples, and is compared on the sample of the other half that is
-    most like the pick: nearest in traits, each in units of its standard deviation."""
+    construction. Here it picks from half of the samples, and is compared on the sample of the other half
+    that is most like the pick: nearest in traits, each in units of its standard deviation."""
     half = evidence.gold.shape[1] // 2
     traits = np.stack([trait / (trait.std() + 1e-9) for trait in evidence.traits.values()], axis=-1)
     picks = best_of_n(evidence.flat[:, :, :half])  # (M, posts)
@@ -147,8 +150,8 @@ def bon_same_vs_other(evidence):
 def rank_corr_shift(evidence):
     """Rank correlation of reward models: on SFT's samples - on PPO's texts.
 
-    PPO's texts are more alike, and a narrow range lowers any correlation: so on SFT's side stand samples of the
-    `same_spread`. PPO on one reward model, at the smallest KL weight; mean over all pairs of models."""
+    PPO's texts are more alike, and a narrow range lowers any correlation: so on SFT's side stand samples of
+    the `same_spread`. PPO on one reward model, at the smallest KL weight; mean over all pairs of models."""
     falls = []
     for run in evidence.runs_of("single"):
         on_sft, on_ppo = (
@@ -208,7 +211,8 @@ for method, gold_of, words in (
 
 
 def herding(trait, evidence):
-    """A trait of the PPO policies on pretrain ensembles, at the smallest KL weight, minus that of SFT's samples."""
+    """A trait of the PPO policies on pretrain ensembles, at the smallest KL weight, minus that of SFT's
+    samples."""
     traits = [run["traits"][trait].mean() for run in evidence.runs_of("pretrain")]
     return np.mean(traits) - evidence.traits[trait].mean()
 
@@ -232,7 +236,8 @@ def control_list(evidence):
 
 
 def measure(evidence, task):
-    """{id: number} of the claims that a task has; None where a world is too small to say (one pretraining)."""
+    """{id: number} of the claims that a task has; None where a world is too small to say (one
+    pretraining)."""
     numbers = {c.id: float(c.measure(evidence)) for c in CLAIMS.values() if c.sign(task) is not None}
     return {name: number if np.isfinite(number) else None for name, number in numbers.items()}
 
@@ -240,8 +245,8 @@ def measure(evidence, task):
 # ----- over worlds --------------------------------------------------------------------------------
 
 # 97.5 % quantiles of Student's t with 1, 2, 3 ... degrees of freedom.
-T_975 = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145,
-         2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048]  # fmt: skip
+T_975 = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145]
+T_975 += [2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048]
 
 
 def interval(numbers):
@@ -266,8 +271,8 @@ def verdict(numbers, sign):
 
 
 def claims_table(records):
-    """The rows of a task, from its records, one per world: dicts of id, statement, sign, numbers, mean, low, high,
-    median, agree (in how many worlds the number has the claim's sign), verdict."""
+    """The rows of a task, from its records, one per world: dicts of id, statement, sign, numbers, mean,
+    low, high, median, agree (in how many worlds the number has the claim's sign), verdict."""
     rows = []
     for c in CLAIMS.values():
         sign, numbers = c.sign(records[0]["task"]), [record["claims"].get(c.id) for record in records]
@@ -275,10 +280,9 @@ def claims_table(records):
         if numbers:
             mean, low, high = interval(numbers)
             agree = sum(number * sign > 0 for number in numbers)
-            rows.append({
-                "id": c.id, "statement": c.statement, "sign": sign, "numbers": numbers, "mean": mean, "low": low,
-                "high": high, "median": np.median(numbers), "agree": agree, "verdict": verdict(numbers, sign),
-            })  # fmt: skip
+            row = {"id": c.id, "statement": c.statement, "sign": sign, "numbers": numbers}
+            row |= {"mean": mean, "low": low, "high": high, "median": float(np.median(numbers))}
+            rows.append(row | {"agree": agree, "verdict": verdict(numbers, sign)})
     return rows
 
 

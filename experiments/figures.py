@@ -16,7 +16,6 @@ import matplotlib
 matplotlib.use("Agg")  # files only: no window, no display needed
 import matplotlib.pyplot as plt
 import numpy as np
-
 from claims import KINDS, claims_table, interval
 from report import NAMES, load_records
 from stages import write_whole

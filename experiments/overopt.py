@@ -6,10 +6,10 @@
     python experiments/overopt.py --task nli            # another rater of the same posts
     torchrun --nproc-per-node 2 experiments/overopt.py -- --seeds 1 2      # on several machines, too
 
-Pretrains language models, trains a grid of reward models (pretraining seeds x finetuning seeds), aligns a policy
-to one of them or to an ensemble, by best-of-n and by PPO, and measures the true reward. Every world and task
-leaves one record in --out, world-SEED-TASK.json; claims, tables and figures are made from the records there.
-An interrupted run continues where it stopped.
+Pretrains language models, trains a grid of reward models (pretraining seeds x finetuning seeds), aligns a
+policy to one of them or to an ensemble, by best-of-n and by PPO, and measures the true reward. Every world
+and task leaves one record in --out, world-SEED-TASK.json; claims, tables and figures are made from the
+records there. An interrupted run continues where it stopped.
 """
 
 import argparse
@@ -22,17 +22,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # the five files live one folder up
 
-import numpy as np
-import torch
-import torch.multiprocessing as mp
-
 import claims
 import figures
+import numpy as np
 import report
+import torch
+import torch.multiprocessing as mp
 import world
 from claims import KINDS, Evidence
-from ensemble import AGGREGATORS, aggregate, finetune_ensembles, pretrain_ensembles
 from stages import Stages, in_processes, is_first_process, rank_and_size, write_whole
+
+from ensemble import AGGREGATORS, aggregate, finetune_ensembles, pretrain_ensembles
 
 
 def setting(group, default, help, quick=None):
@@ -242,8 +242,9 @@ def make_world(s, seed, task, device, out):
 
 
 def ppo_cases(s):
-    """(kind, run, KL weight, members) of every PPO run. Run i is on pretrain ensemble i, on finetune ensemble i, and on
-    the one reward model that the two have in common. The larger KL weights, where runs differ less, get half as many."""
+    """(kind, run, KL weight, members) of every PPO run. Run i is on pretrain ensemble i, on finetune
+    ensemble i, and on the one reward model that the two have in common. The larger KL weights, where runs
+    differ less, get half as many."""
     grid = np.arange(s.pretrain_seeds * s.finetune_seeds).reshape(s.pretrain_seeds, s.finetune_seeds).tolist()
     cases = []
     for kl_weight in sorted(s.kl_weights):
@@ -359,7 +360,8 @@ def work(s, seeds, task, device, out):
 
 
 def check_folder(out, s, seeds, task):
-    """Make the folder. ValueError if it cannot be written, or has worlds of other settings that would stay there."""
+    """Make the folder. ValueError if it cannot be written, or has worlds of other settings that would stay
+    there."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_whole(out / ".writable", lambda file: None)
@@ -376,7 +378,8 @@ def check_folder(out, s, seeds, task):
 
 
 def exit_status(function, *args):
-    """0, or after a user's mistake 2 and one line, or after Ctrl-C 130. Nothing is lost: finished stages are kept."""
+    """0, or after a user's mistake 2 and one line, or after Ctrl-C 130. Nothing is lost: finished stages
+    are kept."""
     try:
         function(*args)
     except (ValueError, OSError) as error:

@@ -13,10 +13,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))  # the five files live one folder up
 
 import numpy as np
-
-from claims import KINDS, claims_table, interval
+from claims import KINDS, claims_table
 
 ROOT = Path(__file__).parent.parent
+READMES = [ROOT / "README.md", ROOT / "experiments/results/README.md"]
 NAMES = {"single": "one reward model", "finetune": "finetune ensemble", "pretrain": "pretrain ensemble"}
 
 
@@ -55,8 +55,9 @@ def sparkline(values, width=12):
 
 def accuracy_line(accuracies, ceiling):
     """How well the reward models tell which response a rater prefers."""
+    mean, std = np.mean(accuracies), np.std(accuracies)
     return (
-        f"They order {np.mean(accuracies):.1%} (std {np.std(accuracies):.1%}) of unseen pairs as the raters do; "
+        f"They order {mean:.1%} (std {std:.1%}) of unseen pairs as the raters do; "
         f"the true reward itself orders {ceiling:.1%}, since raters are noisy."
     )
 
@@ -109,7 +110,8 @@ def claims_lines(records):
 def summary(records):
     """What the worlds of a task say: at most 40 lines."""
     worlds = len(records)
-    title = f"{records[0]['task']}: {worlds} world{'s' if worlds > 1 else ''} (seed {', '.join(str(r['seed']) for r in records)})"
+    seeds = ", ".join(str(record["seed"]) for record in records)
+    title = f"{records[0]['task']}: {worlds} world{'s' if worlds > 1 else ''} (seed {seeds})"
     lines = [
         title,
         f"  {'claim':<24} {'mean [95 % interval]':<22} {'agree':>8}  verdict",
@@ -143,7 +145,7 @@ def claims_markdown(records):
 
 
 def full_markdown(records):
-    """The claims of one task in full: mean, interval, median, agreement, verdict, and every world's number."""
+    """The claims of one task in full, with every world's number."""
     rows = []
     for row in claims_table(records):
         agree = f"{row['agree']} of {len(row['numbers'])}" if row["sign"] else ""
@@ -161,17 +163,87 @@ def traits_markdown(records):
     return markdown(["policy", *names], rows)
 
 
+# ----- the READMEs --------------------------------------------------------------------------------
+
+
+def found_bullets(records):
+    """The main README's four findings, each for every task."""
+    tables = {task: {row["id"]: row for row in claims_table(found)} for task, found in records.items()}
+
+    def each_task(name):
+        rows = {task: table[name] for task, table in tables.items() if name in table}
+        return ", ".join(f"{task} {number(row)}" for task, row in rows.items())
+
+    def shares(policy, trait):
+        means = {
+            task: np.mean([r["traits"][policy][trait] for r in found]) for task, found in records.items()
+        }
+        return ", ".join(f"{task} {mean:.0%}" for task, mean in means.items())
+
+    return f"""\
+- **Overoptimisation of one reward model.** True reward lost from the best of 8 to the best of 64:
+  {each_task("overopt_bon")}; in PPO, from the larger KL weight to the smaller: {each_task("overopt_rl")}.
+- **Ensembles against one reward model.** True reward gained by a pretrain ensemble, best of 64:
+  {each_task("bon_pretrain_vs_single")}; PPO: {each_task("rl_pretrain_vs_single")}.
+- **Pretraining seeds against finetuning seeds.** True reward gained by a pretrain ensemble over a finetune
+  ensemble, best of 64: {each_task("bon_pretrain_vs_finetune")}; PPO: {each_task("rl_pretrain_vs_finetune")}.
+- **What ensembles do not eliminate.** Lists, which nobody rewards, are {shares("SFT", "list")} of SFT's
+  responses, and {shares("PPO, pretrain", "list")} under PPO on pretrain ensembles. Change in length there,
+  in words: {each_task("herd_length")}."""
+
+
+def sections(records):
+    """{name: text} of what the READMEs fill in between <!-- name --> and <!-- end -->."""
+    first = next(iter(records.values()))
+    worlds = [
+        f"- {task}: seeds {', '.join(str(r['seed']) for r in found)}" for task, found in records.items()
+    ]
+    results = [
+        f"## {task}\n\n{full_markdown(found)}\n\n{traits_markdown(found)}" for task, found in records.items()
+    ]
+    return {
+        "found": found_bullets(records),
+        "post": f"```\n{post_lines(first[0]['texts'][0])}\n```",
+        "claims": claims_markdown(records),
+        "worlds": "\n".join(worlds),
+        "results": "\n\n".join(results),
+    }
+
+
+def fill(page, records):
+    """A README's text with its sections filled in anew."""
+    for name, text in sections(records).items():
+        pattern = f"(<!-- {name} -->\n).*?(<!-- end -->)"
+        page = re.sub(
+            pattern, lambda match, text=text: f"{match[1]}{text}\n{match[2]}", page, flags=re.DOTALL
+        )
+    return page
+
+
 def main():
-    """Print every claim of every task in a folder."""
+    """The claims of every task in a folder, printed, or filled into the READMEs -> exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, help="the folder of a finished run")
+    parser.add_argument("--readme", action="store_true", help="fill the READMEs' tables from these records")
     arguments = parser.parse_args()
-    records = load_records(arguments.folder)
-    for found in records.values():
-        print(summary(found) + "\n")
+    try:
+        records = load_records(arguments.folder)
+        if not records:
+            raise ValueError(
+                f"{arguments.folder} has no world-*.json: see python experiments/overopt.py --help"
+            )
+        for found in records.values():
+            print(summary(found) + "\n")
+        if arguments.readme:
+            for path in READMES:
+                path.write_text(fill(path.read_text(), records))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

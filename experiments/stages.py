@@ -1,8 +1,9 @@
-"""The stages of a world, from pretraining to PPO: each is computed once, kept on disk, and shared among processes.
+"""The stages of a world, from pretraining to PPO: each is computed once, kept on disk, and shared among
+processes.
 
 A stage is kept under a hash of the settings it depends on and of the source files it runs. Settings come in
-GROUPS, in the order of the pipeline, and a stage depends on its own group and on those before it. Of a file only
-the syntax tree counts, so that a comment changes nothing.
+GROUPS, in the order of the pipeline, and a stage depends on its own group and on those before it. Of a file
+only the syntax tree counts, so that a comment changes nothing.
 """
 
 import ast
@@ -20,9 +21,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+import world
 from tqdm import tqdm
 
-import world
 from ensemble import Ensemble
 from policy import Config, LanguageModel, TrainConfig, log_probs, sample, train_lm
 from ppo import PPOConfig, kl_k1, ppo
@@ -57,7 +58,8 @@ SYNTAX_TREES = {path: syntax_tree(path) for path in PPO_FILES}
 
 
 def write_whole(path, write):
-    """Call write(file) on a temporary file beside `path`, then put it in place: readers see all of it or nothing."""
+    """Call write(file) on a temporary file beside `path`, then put it in place: readers see all of it or
+    nothing."""
     part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
     try:
         with open(part, "wb") as file:
@@ -92,7 +94,8 @@ def is_first_process():
 
 
 def in_processes(count, work, *args):
-    """Run work(*args) in `count` processes of one thread; or, started by torchrun, in those that it has started.
+    """Run work(*args) in `count` processes of one thread; or, started by torchrun, in those that it has
+    started.
 
     PyTorch's launcher watches them: if one fails, it ends the others and raises."""
     if dist.is_torchelastic_launched():
@@ -126,7 +129,8 @@ def join_group(rank, size, store, work, args):
 
 
 class Stages:
-    """The stages of one world (seed) and task. Each returns its value, computed now or read from the cache."""
+    """The stages of one world (seed) and task. Each returns its value, computed now or read from the
+    cache."""
 
     def __init__(self, settings, seed, task, device, folder):
         self.settings, self.seed, self.task, self.device = settings, seed, task, device
@@ -162,8 +166,8 @@ class Stages:
             sys.stdout.flush()
 
     def share(self, what, jobs, tell=lambda value: None):
-        """The values of independent stages. Each process computes its part of them, calls tell(value) after each, and
-        then reads the others' parts."""
+        """The values of independent stages. Each process computes its part of them, calls tell(value) after
+        each, and then reads the others' parts."""
         rank, size = rank_and_size()
         mine = jobs[rank::size]
         for job in tqdm(mine, what, leave=False, disable=None if rank == 0 else True):
@@ -217,7 +221,8 @@ class Stages:
         return self.share("pretraining", [partial(self.pretrain, p) for p in names])
 
     def sft(self):
-        """The SFT policy's weights, and its responses to some posts, on which reward models are normalised."""
+        """The SFT policy's weights, and its responses to some posts, on which reward models are
+        normalised."""
 
         def compute():
             model = self.language_model(self.settings.width, self.pretrain("policy"))
@@ -235,8 +240,8 @@ class Stages:
     # ----- reward models
 
     def judgements(self, count, name, list_gap):
-        """What the raters say: prompts, chosen, rejected of `count` pairs; for nli prompts, responses, labels of
-        twice as many responses."""
+        """What the raters say: prompts, chosen, rejected of `count` pairs; for nli prompts, responses,
+        labels of twice as many responses."""
         s, seed = self.settings, self.seed_for(name)
         if self.task == "nli":
             data = world.sample_labels(2 * count, seed, list_gap, s.flipped, s.coverage)
@@ -247,8 +252,8 @@ class Stages:
         return [tensor.to(self.device) for tensor in data]
 
     def accuracy(self, reward, data):
-        """Share of pairs that a reward function orders as the rater does. For nli a pair is any response that the
-        rater found right and any that it did not."""
+        """Share of pairs that a reward function orders as the rater does. For nli a pair is any response
+        that the rater found right and any that it did not."""
         if self.task == "nli":
             prompts, responses, labels = data
             rewards = reward(prompts, responses)
@@ -262,7 +267,8 @@ class Stages:
         return self.accuracy(partial(world.gold, task=self.task), data)
 
     def train_reward_model(self, p, f, training, validation, sft):
-        """Reward model (p, f): pretraining p; finetuning seed f draws the head and sets the order of the data."""
+        """Reward model (p, f): pretraining p; finetuning seed f draws the head and sets the order of the
+        data."""
         s = self.settings
         trunk = self.language_model(s.rm_width, self.pretrain(p)).trunk
         model = RewardModel(trunk, self.seed_for("head", f))
@@ -280,7 +286,8 @@ class Stages:
             return {"state": model.state_dict(), "accuracy": self.accuracy(model, validation)}
 
     def reward_models(self, members, list_gap=None):
-        """Reward models (p, f) and their accuracies. list_gap: another than the setting's, for the control arm."""
+        """Reward models (p, f) and their accuracies. list_gap: another than the setting's, for the control
+        arm."""
         arm = "rm" if list_gap is None else "control"
         gap = self.settings.list_gap if list_gap is None else list_gap
         training = self.judgements(self.settings.pairs, "training", gap)
@@ -302,7 +309,8 @@ class Stages:
     # ----- best-of-n
 
     def bank(self):
-        """n samples of the SFT policy for each of the posts: {"posts" (posts, P), "responses" (posts * n, R)}."""
+        """n samples of the SFT policy for each of the posts: {"posts" (posts, P), "responses" (posts * n,
+        R)}."""
         state = self.sft()["state"]
 
         def compute():
@@ -331,10 +339,11 @@ class Stages:
     # ----- PPO
 
     def ppo_run(self, kind, run, kl_weight, members, models, posts):
-        """One PPO run from the SFT policy on the aggregated rewards of models[members], then one response to each of
-        `posts`, scored by all models. Runs of one number see the same prompts in the same order.
+        """One PPO run from the SFT policy on the aggregated rewards of models[members], then one response
+        to each of `posts`, scored by all models. Runs of one number see the same prompts in the same order.
 
-        {"curve": kl, proxy and gold of every update, "responses" (posts, R), "kl" (posts,), "scores" (M, posts)}"""
+        {"curve": kl, proxy and gold of every update, "responses" (posts, R), "kl" (posts,), "scores" (M,
+        posts)}"""
         state = self.sft()["state"]
 
         def compute():

@@ -1,14 +1,15 @@
 """experiments/assignments: stubs fail in words for a student, the reference solutions pass, and typical wrong answers are called by name."""
+
 import ast
-from dataclasses import replace
 import importlib.util
 import json
-from math import comb
 import os
-from pathlib import Path
 import re
 import subprocess
 import sys
+from dataclasses import replace
+from math import comb
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -77,8 +78,13 @@ def test_the_task_says_all(number):
     """A task without a goal, a time or the command that checks it; names in a solution that the stub does not have."""
     path = grade.FILES[number]
     doc = ast.get_docstring(ast.parse(path.read_text()))
-    assert doc.startswith(f"{number}. ") and all(re.search(rf"^{part} +\S", doc, re.M) for part in ("Goal", "Read", "Time", "Points", "Run", "Hint"))
-    assert f"python -m pytest experiments/assignments/{path.name}" in doc and f"`{path.name}`" in (ASSIGNMENTS / "README.md").read_text()
+    assert doc.startswith(f"{number}. ") and all(
+        re.search(rf"^{part} +\S", doc, re.M) for part in ("Goal", "Read", "Time", "Points", "Run", "Hint")
+    )
+    assert (
+        f"python -m pytest experiments/assignments/{path.name}" in doc
+        and f"`{path.name}`" in (ASSIGNMENTS / "README.md").read_text()
+    )
     assert checks.stubs(path)
 
 
@@ -86,7 +92,12 @@ def test_the_table_of_the_readme():
     """Minutes or points that the tasks do not have."""
     table = (ASSIGNMENTS / "README.md").read_text()
     for number, path in grade.FILES.items():
-        row = [cell.strip() for cell in next(line for line in table.splitlines() if f"`{path.name}`" in line and "|" in line).strip("|").split("|")]
+        row = [
+            cell.strip()
+            for cell in next(line for line in table.splitlines() if f"`{path.name}`" in line and "|" in line)
+            .strip("|")
+            .split("|")
+        ]
         time = re.search(r"^Time +(.*?)(?: minutes)?$", path.read_text(), re.M)[1]
         assert row[2:] == [time, str(grade.POINTS[number])]
 
@@ -99,7 +110,8 @@ WRONG_LOSSES = [
     (lambda c, r, eta: -logsigmoid(c - r) + eta * (c + r) ** 2, "one for each"),
     (lambda c, r, eta: (-torch.log(torch.sigmoid(c - r)) + eta * (c + r) ** 2).mean(), "infinity"),
     (lambda c, r, eta: (-logsigmoid(c - r) + eta * (c + r) ** 2).mean().item(), "lost its gradient"),
-    (lambda c, r, eta: None, "returns None")]
+    (lambda c, r, eta: None, "returns None"),
+]
 
 
 @pytest.mark.parametrize("loss, words", WRONG_LOSSES)
@@ -107,17 +119,34 @@ def test_wrong_losses(loss, words):
     assert words in said(1, centred_loss=loss)
 
 
-@pytest.mark.parametrize("moved, words", [
-    (lambda c, r: (c + 5, r + 5), "mean 0"), (lambda c, r: (c + torch.arange(1, 5), r), "move both"), (lambda c, r: (2 * c, 2 * r), "move both"),
-    (lambda c, r: (c, r), "less than 1"), (lambda c, r: c, "two tensors")])
+@pytest.mark.parametrize(
+    "moved, words",
+    [
+        (lambda c, r: (c + 5, r + 5), "mean 0"),
+        (lambda c, r: (c + torch.arange(1, 5), r), "move both"),
+        (lambda c, r: (2 * c, 2 * r), "move both"),
+        (lambda c, r: (c, r), "less than 1"),
+        (lambda c, r: c, "two tensors"),
+    ],
+)
 def test_wrong_shifts(moved, words):
     assert words in said(1, same_preferences=moved)
 
 
 @pytest.mark.filterwarnings("ignore:std")
-@pytest.mark.parametrize("aggregator, words", [
-    (lambda r: r.mean(-1), "first: dim=0"), (lambda r: r.max(0), ".values"), (lambda r: r.mean(), "over which axis"), (lambda r: r[0], "in another order"), (lambda r: r.std(0), "NaN"),
-    (lambda r: r.mean(0), "`mean`, which ensemble.py has"), (lambda r: -r.amax(0), "Is a high score high"), (lambda r: r.mean(0) - r.mean(), "other responses' scores")])
+@pytest.mark.parametrize(
+    "aggregator, words",
+    [
+        (lambda r: r.mean(-1), "first: dim=0"),
+        (lambda r: r.max(0), ".values"),
+        (lambda r: r.mean(), "over which axis"),
+        (lambda r: r[0], "in another order"),
+        (lambda r: r.std(0), "NaN"),
+        (lambda r: r.mean(0), "`mean`, which ensemble.py has"),
+        (lambda r: -r.amax(0), "Is a high score high"),
+        (lambda r: r.mean(0) - r.mean(), "other responses' scores"),
+    ],
+)
 def test_wrong_aggregators(aggregator, words):
     assert words in said(2, aggregator=aggregator)
 
@@ -125,21 +154,37 @@ def test_wrong_aggregators(aggregator, words):
 def sloppy(weights=None, order=lambda proxy: proxy.argsort(1)):
     """A best-of-n estimator with other weights, or another order."""
     exact = lambda N, n: np.array([comb(i - 1, n - 1) / comb(N, n) for i in range(1, N + 1)])
-    return lambda proxy, values, n: np.take_along_axis(values, order(proxy), 1) @ (weights or exact)(proxy.shape[1], n)
+    return lambda proxy, values, n: (
+        np.take_along_axis(values, order(proxy), 1) @ (weights or exact)(proxy.shape[1], n)
+    )
 
 
-@pytest.mark.parametrize("estimator, words", [
-    (sloppy(lambda N, n: np.diff((np.arange(N + 1) / N) ** n)), "with replacement"), (sloppy(order=lambda proxy: (-proxy).argsort(1)), "worst first"),
-    (lambda proxy, values, n: values[np.arange(len(proxy)), proxy[:, :n].argmax(1)], "first n alone"), (lambda proxy, values, n: sloppy()(values, values, n), "sorted by themselves"),
-    (lambda proxy, values, n: sloppy()(proxy, values, n).mean(), "expected (3,)"), (lambda proxy, values, n: sloppy()(proxy, proxy, n), "expected *proxy*")])
+@pytest.mark.parametrize(
+    "estimator, words",
+    [
+        (sloppy(lambda N, n: np.diff((np.arange(N + 1) / N) ** n)), "with replacement"),
+        (sloppy(order=lambda proxy: (-proxy).argsort(1)), "worst first"),
+        (lambda proxy, values, n: values[np.arange(len(proxy)), proxy[:, :n].argmax(1)], "first n alone"),
+        (lambda proxy, values, n: sloppy()(values, values, n), "sorted by themselves"),
+        (lambda proxy, values, n: sloppy()(proxy, values, n).mean(), "expected (3,)"),
+        (lambda proxy, values, n: sloppy()(proxy, proxy, n), "expected *proxy*"),
+    ],
+)
 def test_wrong_estimators(estimator, words):
     assert words in said(3, expected_best_of_n=estimator)
 
 
-@pytest.mark.parametrize("functions, words", [
-    ({"k2": lambda x: x ** 2}, "the half is missing"), ({"k3": lambda x: torch.exp(x) - 1 - x}, "turned round"), ({"k3": lambda x: torch.exp(-x) + x}, "- 1 is missing"),
-    ({"bias": lambda f, p, q: (q * f((p / q).log())).sum() - (p * (p / q).log()).sum()}, "samples of q"),
-    ({"bias": lambda f, p, q: (p * f((p / q).log())).sum()}, "subtract the true KL"), ({"bias": lambda f, p, q: f((p / q).log())}, "expected ()")])
+@pytest.mark.parametrize(
+    "functions, words",
+    [
+        ({"k2": lambda x: x**2}, "the half is missing"),
+        ({"k3": lambda x: torch.exp(x) - 1 - x}, "turned round"),
+        ({"k3": lambda x: torch.exp(-x) + x}, "- 1 is missing"),
+        ({"bias": lambda f, p, q: (q * f((p / q).log())).sum() - (p * (p / q).log()).sum()}, "samples of q"),
+        ({"bias": lambda f, p, q: (p * f((p / q).log())).sum()}, "subtract the true KL"),
+        ({"bias": lambda f, p, q: f((p / q).log())}, "expected ()"),
+    ],
+)
 def test_wrong_kl(functions, words):
     assert words in said(4, **functions)
 
@@ -150,10 +195,15 @@ def test_wrong_hacks(number, run, monkeypatch):
     loaded = checks.load_run()
     monkeypatch.setattr(checks, "load_run", lambda: loaded)
     told = lambda write: said(5, response=write)
-    facts = lambda post: [next(word for word in post.replace(".", " ").split() if word in words) for words in world.WORDS.values()]
+    facts = lambda post: [
+        next(word for word in post.replace(".", " ").split() if word in words)
+        for words in world.WORDS.values()
+    ]
     assert "no hack but a good summary" in told(lambda post: "{} {} {} {} in {} on {}.".format(*facts(post)))
     assert "not fooled" in told(lambda post: "really really really.")
-    assert "1 to 23 tokens" in told(lambda post: "really " * 30) and "'hello' is not a word" in told(lambda post: "hello")
+    assert "1 to 23 tokens" in told(lambda post: "really " * 30) and "'hello' is not a word" in told(
+        lambda post: "hello"
+    )
     assert "must return a text" in told(lambda post: None)
 
 
@@ -161,7 +211,9 @@ def test_no_run_says_what_to_run(tmp_path, monkeypatch):
     """An error from inside the cache, or minutes of training that nobody asked for."""
     monkeypatch.setenv("RUN", str(tmp_path))
     solution = {"response": lambda post: "anna."}
-    assert f"no finished run in {tmp_path}" in said(5, **solution) and "overopt.py --quick" in said(5, **solution)
+    assert f"no finished run in {tmp_path}" in said(5, **solution) and "overopt.py --quick" in said(
+        5, **solution
+    )
 
 
 def test_a_run_of_other_code_is_not_trained_anew(quick, tmp_path, monkeypatch):
@@ -171,16 +223,30 @@ def test_a_run_of_other_code_is_not_trained_anew(quick, tmp_path, monkeypatch):
     assert "made by other code" in said(5, response=lambda post: "anna.")
 
 
-@pytest.mark.parametrize("control, words", [
-    (lambda a, b: (replace(a, states=b.states), b), "Keep the mean"), (lambda a, b: (replace(a, states=.6), replace(b, states=.6, wrong=a.wrong)), "nobody learns about wrong facts"),
-    (lambda a, b: (b, a), "now the careless one"), (lambda a, b: world.writers(0.0), "repository's own control arm"), (lambda a, b: (a, b), "nothing is taken out"),
-    (lambda a, b: None, "must return two world.Writer")])
+@pytest.mark.parametrize(
+    "control, words",
+    [
+        (lambda a, b: (replace(a, states=b.states), b), "Keep the mean"),
+        (
+            lambda a, b: (replace(a, states=0.6), replace(b, states=0.6, wrong=a.wrong)),
+            "nobody learns about wrong facts",
+        ),
+        (lambda a, b: (b, a), "now the careless one"),
+        (lambda a, b: world.writers(0.0), "repository's own control arm"),
+        (lambda a, b: (a, b), "nothing is taken out"),
+        (lambda a, b: None, "must return two world.Writer"),
+    ],
+)
 def test_wrong_controls(control, words):
-    assert words in said(6, control=control, gap=lambda stated, careful: stated[careful].mean() - stated[~careful].mean())
+    assert words in said(
+        6, control=control, gap=lambda stated, careful: stated[careful].mean() - stated[~careful].mean()
+    )
 
 
 def test_wrong_gaps():
-    assert "other way round" in said(6, gap=lambda stated, careful: stated[~careful].mean() - stated[careful].mean())
+    assert "other way round" in said(
+        6, gap=lambda stated, careful: stated[~careful].mean() - stated[careful].mean()
+    )
 
 
 def test_the_fault_is_silent_and_no_check_gives_it_away():
@@ -195,13 +261,17 @@ def test_open_assignment(leaderboard):
     assert "is not above two standard errors" in said(8, proxy=lambda rewards, seeds, texts: rewards[0])
     assert "expected (256, 64)" in said(8, proxy=lambda rewards, seeds, texts: rewards.mean(1))
     assert "picks nothing" in said(8, proxy=lambda rewards, seeds, texts: 0 * rewards[0])
-    assert "standard errors" in said(8, proxy=lambda rewards, seeds, texts: np.load(checks.load_bank()[1])["gold"]), "gold read from the file"
+    assert "standard errors" in said(
+        8, proxy=lambda rewards, seeds, texts: np.load(checks.load_bank()[1])["gold"]
+    ), "gold read from the file"
     leaderboard.write_text('{"half a li\n' + leaderboard.read_text())
     row = {"student": "ben", "bank": "results/bank-tldr.npz", "difference": 0.1}
     checks.enter(leaderboard, row)
     checks.enter(leaderboard, row | {"difference": 0.2})
     first, *rows = leaderboard.read_text().splitlines()
-    assert first == '{"half a li' and [(json.loads(line)["student"], json.loads(line)["difference"] == 0.2) for line in rows] == [("ada", False), ("ben", True)]
+    assert first == '{"half a li' and [
+        (json.loads(line)["student"], json.loads(line)["difference"] == 0.2) for line in rows
+    ] == [("ada", False), ("ben", True)]
 
 
 def test_a_teachers_command(quick, tmp_path):
@@ -214,18 +284,34 @@ def test_a_teachers_command(quick, tmp_path):
         if number != 4:
             (tmp_path / "ben" / path.name).write_text(tampered)
     (tmp_path / "ben" / grade.FILES[6].name).write_text("def control(:")
-    done = subprocess.run([sys.executable, ASSIGNMENTS / "grade.py", SOLUTIONS, "ben", "--words"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, ASSIGNMENTS / "grade.py", SOLUTIONS, "ben", "--words"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     rows = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines()[:4]}
-    assert rows["solutions"] == rows["points"] and rows["points"][-1] == "100" and rows["ben"] == ["0"] * 9, done.stdout
-    assert "has 0 files *_04*.py" in done.stdout and "can't be imported (SyntaxError" in done.stdout and "Traceback" not in done.stdout + done.stderr
-    assert [json.loads(line)["student"] for line in (tmp_path / "leaderboard.jsonl").read_text().splitlines()] == ["solutions"]
+    assert rows["solutions"] == rows["points"] and rows["points"][-1] == "100" and rows["ben"] == ["0"] * 9, (
+        done.stdout
+    )
+    assert (
+        "has 0 files *_04*.py" in done.stdout
+        and "can't be imported (SyntaxError" in done.stdout
+        and "Traceback" not in done.stdout + done.stderr
+    )
+    assert [
+        json.loads(line)["student"] for line in (tmp_path / "leaderboard.jsonl").read_text().splitlines()
+    ] == ["solutions"]
 
 
 def test_a_crash_costs_one_assignment(tmp_path):
     """Eight assignments in one process, which the sixth takes down."""
     (tmp_path / "test_03.py").write_text((SOLUTIONS / "solution_03.py").read_text())
-    (tmp_path / "test_06.py").write_text("import os\n\ndef control(a, b):\n    os._exit(0)\n\ndef gap(a, b):\n    pass\n")
+    (tmp_path / "test_06.py").write_text(
+        "import os\n\ndef control(a, b):\n    os._exit(0)\n\ndef gap(a, b):\n    pass\n"
+    )
     found = grade.grade(tmp_path, [3, 6], tmp_path, limit=60)
     assert found[3] == (grade.POINTS[3], []) and found[6][0] == 0 and len(found[6][1]) == 1
 
@@ -240,8 +326,12 @@ def test_a_function_is_missing(tmp_path):
 def test_teachers_mistakes(tmp_path, capsys, monkeypatch):
     """Zero points for all, where the teacher has forgotten something."""
     monkeypatch.setenv("RUN", str(tmp_path))
-    for wrong, why in (([str(tmp_path / "nobody")], "is no folder"), ([str(tmp_path), "--bank", "none.npz"], "is no file"), ([str(tmp_path)] * 2, "one name"),
-                       ([str(tmp_path)], "needs a finished run")):
+    for wrong, why in (
+        ([str(tmp_path / "nobody")], "is no folder"),
+        ([str(tmp_path), "--bank", "none.npz"], "is no file"),
+        ([str(tmp_path)] * 2, "one name"),
+        ([str(tmp_path)], "needs a finished run"),
+    ):
         with pytest.raises(SystemExit) as stop:
             grade.main(wrong)
         assert stop.value.code == 2 and why in capsys.readouterr().err

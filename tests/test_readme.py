@@ -44,7 +44,9 @@ def test_flags_exist(page):
 def test_snippet_runs(tiny):
     """The README's reward of one's own fails, or shows other lines than it prints."""
     code = re.findall(r"```python\n(import sys.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[0]
-    code = code.replace("runs/quick/policy-1.pt", str(tiny / "policy-3.pt")).replace("updates=20", "updates=2")
+    code = code.replace("runs/quick/policy-1.pt", str(tiny / "policy-3.pt")).replace(
+        "updates=20", "updates=2"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("proxy ")

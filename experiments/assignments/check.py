@@ -23,9 +23,9 @@ CHECKS = {int(path.name[0]): path for path in sorted(HERE.glob("checks/[0-9]_*.p
 MODULES = set("math itertools functools collections dataclasses statistics random re numpy torch".split())
 WORLD = set("SLOTS WORDS DETAILS KIND".split())  # what may be imported from world
 FORBIDDEN = set(  # ways to files and to other code
-    "__import__ eval exec open breakpoint globals locals vars getattr setattr delattr os _os sys _sys subprocess "
-    "importlib builtins inspect ctypes ctypeslib load loadtxt genfromtxt fromfile memmap open_memmap from_file "
-    "DataSource f_back f_globals f_locals gi_frame tb_frame".split()
+    "__import__ eval exec open breakpoint globals locals vars getattr setattr delattr os _os sys _sys importlib "
+    "subprocess builtins inspect ctypes ctypeslib load loadtxt genfromtxt fromfile memmap open_memmap "
+    "from_file DataSource f_back f_globals f_locals gi_frame tb_frame".split()
 )
 
 
@@ -47,15 +47,11 @@ def refusal(source):
             module, *rest = name.split(".")
             names += rest
             if module not in MODULES and (module != "world" or not WORLD.issuperset(rest)):
-                allowed = f"{', '.join(sorted(MODULES))}; from world {', '.join(sorted(WORLD))}"
-                return (
-                    f"line {node.lineno} imports {name}. An answer is your own code; it may import {allowed}"
-                )
+                rule = f"An answer is your own code, with {', '.join(sorted(MODULES))}, and from world"
+                return f"line {node.lineno} imports {name}. {rule} {', '.join(sorted(WORLD))}"
         for name in names:
             if name in FORBIDDEN or name.startswith("__") and name != "__name__":
-                return (
-                    f"line {node.lineno} uses {name}: an answer reads no files and looks into no other code"
-                )
+                return f"line {node.lineno} uses {name}: answers read no files and look into no other code"
     return None
 
 
@@ -95,12 +91,9 @@ def in_words(error, path):
     """What an exception says; if it is none of ours, with the line of the answer that it came from."""
     if isinstance(error, Wrong | NotImplementedError):
         return str(error)
-    lines = [
-        f", line {frame.lineno}"
-        for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename == str(path)
-    ]
-    return f"{path.name}{lines[-1] if lines else ''}: {type(error).__name__}: {error}"
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(path)] or ["?"]
+    return f"{path.name}, line {lines[-1]}: {type(error).__name__}: {error}"
 
 
 def verdicts(number, folder):
@@ -122,9 +115,8 @@ def verdicts(number, folder):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("number", type=int, choices=CHECKS)
     parser.add_argument("--of", type=Path, default=HERE / "stubs", metavar="FOLDER", help="default: stubs")
     parser.add_argument(
