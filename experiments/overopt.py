@@ -229,7 +229,7 @@ def make_world(s, seed, task, device, out):
         policy = {"config": asdict(stages.language_model(s.width).config), "state": sft}
         write_whole(out / f"policy-{seed}.pt", lambda file: torch.save(policy, file))
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-    return rounded({
+    record = rounded({
         "seed": seed, "task": task, "settings": asdict(s), "versions": versions, "device": device.type,
         "accuracy": {"mean": np.mean(accuracies), "std": np.std(accuracies), "ceiling": stages.ceiling()},
         "claims": claims.measure(evidence, task),
@@ -239,6 +239,8 @@ def make_world(s, seed, task, device, out):
         "ppo": [ppo_summary(run) for run in evidence.runs],
         "texts": [texts_of(evidence, bank, post) for post in range(min(3, s.prompts))],
     })  # fmt: skip
+    say(report.post_lines(record["texts"][0]))
+    return record
 
 
 def ppo_cases(s):

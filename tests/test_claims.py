@@ -15,10 +15,12 @@ from claims import (
     verdict,
 )
 
-IDS = """accuracy_spread bon_self_vs_same bon_same_vs_other rank_corr_shift rank_corr_pretrain
-overopt_bon overopt_rl bon_finetune_vs_single bon_pretrain_vs_finetune bon_pretrain_vs_single rl_finetune_vs_single
-rl_pretrain_vs_finetune rl_pretrain_vs_single herd_list herd_numbers herd_length herd_wrong_facts
-control_list""".split()
+IDS = """
+accuracy_spread bon_self_vs_same bon_same_vs_other rank_corr_shift rank_corr_pretrain
+overopt_bon overopt_rl bon_finetune_vs_single bon_pretrain_vs_finetune bon_pretrain_vs_single
+rl_finetune_vs_single rl_pretrain_vs_finetune rl_pretrain_vs_single herd_list herd_numbers
+herd_length herd_wrong_facts control_list
+""".split()
 P, F, POSTS, N = 4, 4, 60, 32
 
 

@@ -1,10 +1,11 @@
-"""What the READMEs say is there: links, functions, flags, code, and the numbers filled in from the records."""
+"""What the READMEs say is there: links, functions, flags, code, and numbers from the records."""
 
 import re
 import subprocess
 import sys
 
 import pytest
+import report
 from conftest import ROOT
 
 PAGES = ["README.md", "experiments/README.md", "experiments/assignments/README.md"]
@@ -16,7 +17,6 @@ def test_links_lead_somewhere(page):
     """A file was moved, and a page still links its old place."""
     folder = (ROOT / page).parent
     targets = [target for _, target in LINK.findall((ROOT / page).read_text()) if "://" not in target]
-    assert targets, page
     assert not [target for target in targets if not (folder / target).exists()]
 
 
@@ -50,3 +50,10 @@ def test_snippet_runs(tiny):
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("proxy ")
+
+
+def test_numbers_are_the_records():
+    """A number in a README drifted from the records it claims to come from."""
+    records = report.load_records(ROOT / "experiments/results")
+    for path in report.READMES:
+        assert report.fill(path.read_text(), records) == path.read_text(), path

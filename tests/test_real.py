@@ -22,9 +22,7 @@ def made_up(count):
     """Words drawn at random; chosen has one word more than rejected has, at a random place."""
     rng, rows = random.Random(0), []
     for i in range(count):
-        chosen, rejected = (
-            [rng.choice([" tea", " hot", " cup", " ice"]) for _ in range(5)] for _ in range(2)
-        )
+        chosen, rejected = (rng.choices([" tea", " hot", " cup", " ice"], k=5) for _ in range(2))
         chosen.insert(rng.randrange(6), " sure")
         rejected.insert(rng.randrange(6), " well")
         rows.append({"prompt": f"Question {i}?", "chosen": "".join(chosen), "rejected": "".join(rejected)})
@@ -55,7 +53,6 @@ def test_both_layouts_are_one():
         (b'{"prompt": "Why?", "chosen": "a"', "not a JSON object"),
         (b'{"prompt": "\xff", "chosen": "a", "rejected": "b"}', "not a JSON object"),
         (b"[" * 100000, "not a JSON object"),
-        (b"[1, 2]", "not a JSON object"),
         (b'{"chosen": [{"role": "user"}], "rejected": "b"}', "a field is not a text"),
         (b'{"prompt": "a", "chosen": "b"}', "an empty or missing response"),
         (b'{"prompt": "a", "chosen": " ", "rejected": "c"}', "an empty or missing response"),
@@ -81,7 +78,7 @@ def test_a_bad_line_is_skipped_and_counted(tmp_path, line, why):
         (b"version https\n" * 60, "", "skipped: not a JSON object: 60, the first in line 1"),
         (b"\n".join([json.dumps(GOOD).encode()] * 60), "", "60 pairs have 1 prompts: too few"),
         (gzip.compress(b"{}" * 100)[:-12], "", "ended before the end-of-stream marker"),
-        (gzip.compress(b"{}" * 100)[:12] + b"\xff" * 30, "", "real.py: Error"),
+        (gzip.compress(b"{}" * 100)[:10] + b"\xff" * 30, "", "Error -3 while decompressing"),
         (b"", "--pairs 5", "--pairs must be >= 50, got 5"),
         (b"", "--held-out nan", "--held-out must be >= 0.01, got nan"),
         (b"", "--encoding gpt9", "--encoding own or gpt2"),
@@ -99,19 +96,12 @@ def test_a_file_or_flag_of_no_use_stops_with_one_line(tmp_path, capsys, content,
 
 
 def test_byte_pairs():
-    """Merges in another order than of frequency or across words; a text that encoding loses or that raises."""
+    """Merges in an order other than of frequency, or across words; a text that is lost, or that raises."""
     encoding = train_bpe(["abab abab ab cd cd"], 259)
     assert [encoding.decode_single_token_bytes(i) for i in (256, 257, 258)] == [b"ab", b" c", b"abab"]
     assert train_bpe(["abc"], 300).n_vocab == 256, "no pair occurs twice"
     _, half, _ = read_row(b'{"prompt": "a", "chosen": "half \\ud83d", "rejected": "b"}')
-    texts = [
-        half,
-        "чай горячий, 茶は熱い, الشاي ساخن",
-        "👩‍🚀 🎉🎉 e\u0301",
-        "  two\n\n\ttab ",
-        "\x00 <|endoftext|>",
-        "",
-    ]
+    texts = [half, "чай горячий, 茶は熱い, الشاي", "👩‍🚀 🎉 e\u0301", " two\n\n\ttab ", "\x00 <|eot|>", ""]
     encoding = train_bpe(texts[:3], 300)
     assert all(encoding.decode(encoding.encode_ordinary(text)) == text for text in texts)
 
@@ -130,8 +120,8 @@ def test_rare_tokens_become_one(monkeypatch):
 
 
 def test_the_cut_keeps_the_difference():
-    """A prompt cut on its right, or more in one of the two, whose length would then give the longer response away;
-    a truncated pair of two equal texts."""
+    """A prompt cut on its right, or more in one of the two, which would give away the longer response; a
+    truncated pair of two equal texts."""
     assert cut([1, 2, 3], [4, 5], [6], 4) == [[2, 3, 4, 5], [2, 3, 6]]
     assert cut([1, 2, 3], [4, 5], [6], 9) == [[1, 2, 3, 4, 5], [1, 2, 3, 6]]
     assert cut([1, 2, 3], [4, 5, 6], [7], 2) == [[4, 5], [7]]
@@ -151,16 +141,13 @@ def test_held_out_pairs_are_held_out():
 
 
 def test_findings_of_known_rewards():
-    """Same and other pretraining mixed up, accuracy along the wrong axis, the lengths of the wrong response."""
+    """Same and other pretraining mixed up, the mean along a wrong axis, the lengths of the wrong response."""
     generator = torch.Generator().manual_seed(0)
-    truth, taste, noise = (
-        torch.randn(*shape, 200, generator=generator) for shape in ((1, 1), (2, 1), (2, 2))
-    )
-    margins = (1 + truth + taste + 0.1 * noise).double()  # a taste for each pretraining
-    found = real.findings(
-        torch.stack([margins, 0 * margins], -1), torch.stack([margins[0, 0], 0 * margins[0, 0]], -1)
-    )
-    assert found["accuracy"]["one reward model"] == pytest.approx([(margins > 0).double().mean()])
+    truth, taste, noise = (torch.randn(P, F, 200, generator=generator) for P, F in ((1, 1), (2, 1), (2, 2)))
+    margins = 1 + truth + taste + 0.1 * noise  # a taste for each pretraining
+    rewards = torch.stack([margins, 0 * margins], -1).double()
+    found = real.findings(rewards, rewards[0, 0])
+    assert found["accuracy"]["one reward model"] == pytest.approx([(margins > 0).double().mean().item()])
     assert found["accuracy"]["ensembles: pretrain"] > found["accuracy"]["ensembles: finetune"]
     alike = found["orders a pair like"]
     assert alike["another of its pretraining"][0] > alike["one of another"][0] + 0.1
@@ -171,8 +158,8 @@ def test_findings_of_known_rewards():
 
 
 def test_a_planted_word_is_found(tmp_path, capsys):
-    """Rewards of the wrong response, labels lost between file and loss; NaN, which JSON has not; a grid of one
-    column, in which nobody shares a pretraining; a file half-written."""
+    """Rewards of the wrong response, labels lost between file and loss; NaN, which JSON has not; a grid of
+    one column, in which nobody shares a pretraining; a file half-written."""
     path, out = written(tmp_path / "pairs.jsonl", made_up(200)), tmp_path / "new" / "real.json"
     flags = (
         "--vocabulary 300 --context 40 --width 16 --pretrain-seeds 2 --finetune-seeds 1 --pretrain-steps 10"

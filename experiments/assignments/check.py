@@ -23,9 +23,9 @@ CHECKS = {int(path.name[0]): path for path in sorted(HERE.glob("checks/[0-9]_*.p
 MODULES = set("math itertools functools collections dataclasses statistics random re numpy torch".split())
 WORLD = set("SLOTS WORDS DETAILS KIND".split())  # what may be imported from world
 FORBIDDEN = set(  # ways to files and to other code
-    "__import__ eval exec open breakpoint globals locals vars getattr setattr delattr os _os sys _sys importlib "
-    "subprocess builtins inspect ctypes ctypeslib load loadtxt genfromtxt fromfile memmap open_memmap "
-    "from_file DataSource f_back f_globals f_locals gi_frame tb_frame".split()
+    "__import__ eval exec open breakpoint globals locals vars getattr setattr delattr os _os sys "
+    "_sys importlib subprocess builtins inspect ctypes ctypeslib load loadtxt genfromtxt fromfile "
+    "memmap open_memmap from_file DataSource f_back f_globals f_locals gi_frame tb_frame".split()
 )
 
 

@@ -1,16 +1,16 @@
 """Reward models on real preferences: how much of their judgement is the data's, and how much the seed's?
 
-    python experiments/more/real.py pairs.jsonl.gz           # 2,000 pairs: minutes, on a laptop's CPU
+    python experiments/more/real.py pairs.jsonl.gz           # 2,000 pairs: six minutes on one slow core
     python experiments/more/real.py pairs.jsonl --pairs 500 --pretrain-seeds 2 --json real.json
 
-A file has one pair a line, see pairs.py. A small grid of reward models, pretraining seeds x finetuning seeds,
-is trained on most of them and compared on the others, whose prompts none has seen. There is no gold reward
-here: who is right, only the file says. What it teaches:
+A file has one pair a line, see pairs.py. A grid of reward models, pretraining seeds x finetuning seeds, learns
+from most of them and is compared on the others. There is no gold reward here: who is right, only the file says.
+What it teaches, and in brackets what 2,000 pairs of hh-rlhf's harmless-base gave:
 
-1. Accuracy: do reward models that differ in nothing but seeds differ in quality? Does an ensemble gain?
-2. Agreement: do they order the same pairs alike? More so if they share their pretraining?
-3. Best of n: what is one's pick worth to another? The gap is what an optimiser exploits.
-4. Length: how much of the judgement is "the longer one"?
+1. Accuracy: real preferences are hard for tiny models, and seeds matter little (0.56 of pairs, std 0.02).
+2. Agreement: two of them order many pairs differently, fewer if they share a pretraining (0.24, else 0.30).
+3. Best of n: so one's pick is worth less to another, the more so the larger n (n = 64: 2.8 std, and 1.4).
+4. Length: they exaggerate an easy cue (the file prefers the shorter response in 0.53 of pairs, they in 0.69).
 """
 
 import argparse
@@ -149,6 +149,7 @@ def main(argv=None):
         parser.add_argument(flag, type=f.type, default=f.default, help=f.metadata["help"])
     given = vars(parser.parse_args(argv))
     try:
+        torch.set_num_threads(1)  # matrices this small are not worth splitting
         path, out, s = given.pop("file"), given.pop("json"), Settings(**given)
         if out:  # an error now, not after minutes
             out.parent.mkdir(parents=True, exist_ok=True)

@@ -43,7 +43,7 @@ def check_what_is_left_free(their):
         expect_numbers("same_rankings", their.same_rankings(REWARDS.clone()), (4, 3))
     ).float()
     before, after = (minus_log_probability(r) for r in (REWARDS, moved))
-    words = f"the rankings' losses were {before.tolist()} and are now {after.tolist()}: which sums do they depend on?"
+    words = f"the losses were {before.tolist()}, now {after.tolist()}: which sums do they depend on?"
     expect(torch.allclose(before, after, atol=1e-3), words)
     moves = moved - REWARDS
     expect(moves.abs().min() > 0.999, f"rewards have moved by {moves.tolist()}, some of them by less than 1")

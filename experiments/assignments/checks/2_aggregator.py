@@ -61,7 +61,7 @@ def check_new_and_better_than_one(their):
         f"{name} {x:.2f}" for name, x in found.items()
     )
     gain, error = paired(mine, single)
-    words = f"the gold of its picks, less that of one reward model's, is {gain:+.2f}, two standard errors {2 * error:.2f}"
+    words = f"gold of its picks - that of one model's is {gain:+.2f}, two standard errors {2 * error:.2f}"
     expect(
         gain > 2 * error,
         f"{words}. Is a high score good in yours too? One fooled member must not decide alone",

@@ -16,7 +16,9 @@ def bad_and(their):
     rows = np.arange(len(picks))
     liked = bank["rewards"][:, rows, picks].mean(1) - bank["rewards"].mean((1, 2))
     gold = bank["gold"][rows, picks].mean() - bank["gold"].mean()
-    found = f"gold {gold:+.2f}, ensemble {liked.mean():+.2f}, {(liked > 0).sum()} of {len(liked)} reward models above 0"
+    found = (
+        f"gold {gold:+.2f}, ensemble {liked.mean():+.2f}, {(liked > 0).sum()} of {len(liked)} models above 0"
+    )
     MEASURED["your picks, less all responses"] = found
     MEASURED["the first three"] = " | ".join(bank["responses"][rows[:3], picks[:3]])
     words = f"the gold of your picks is {gold:+.2f} against all responses, not -0.3 or less"
@@ -33,7 +35,7 @@ def check_bad_and_liked_by_the_ensemble(their):
 def check_bad_and_liked_by_most(their):
     liked = bad_and(their)
     fooled, needed = (liked > 0).sum(), round(0.8 * len(liked))
-    words = f"{fooled} of {len(liked)} reward models are fooled, {needed} are needed; number {liked.argmin()} is least so"
+    words = f"{fooled} of {len(liked)} models are fooled, {needed} are needed; {liked.argmin()} is least so"
     expect(
         fooled >= needed,
         f"{words}, {liked.min():+.2f}. A fault that each judges in its own way fools only some",

@@ -20,11 +20,13 @@ def controlled(their, pair):
 def check_stating_tells_nothing(their):
     for pair in PAIRS:
         a, b = controlled(their, pair)
-        words = f"the careless writer states an optional fact with probability {a.states:g}, the careful with {b.states:g}"
+        words = (
+            f"the careless writer states an optional fact at rate {a.states:g}, the careful at {b.states:g}"
+        )
         expect(a.states == b.states, f"{words}: stating more still points at one of them")
         before = (pair[0].states + pair[1].states) / 2
         words = f"together they stated an optional fact with probability {before:g}, now {a.states:g}"
-        advice = "texts differ in length between the arms, which may be all one sees. Keep the mean over both writers"
+        advice = "texts differ in length between the arms, perhaps in nothing else. Keep the writers' mean"
         expect(abs(a.states - before) < 1e-9, f"{words}: {advice}")
 
 

@@ -25,5 +25,5 @@ def check_it_beats_the_ensemble(their):
     advice = (
         "It may be luck" if gain > 0 else "Read your picks beside the ensemble's: which are worse, and why?"
     )
-    words = f"the gold of your picks, less that of the ensemble's, is {gain:+.3f}, two standard errors {2 * error:.3f}"
+    words = f"gold of your picks - that of the ensemble's is {gain:+.3f}, two standard errors {2 * error:.3f}"
     expect(gain > 2 * error, f"{words}. {advice}")
