@@ -31,8 +31,7 @@ def aggregate(aggregator, rewards):
 
 
 class Ensemble:
-    """A reward function: the rewards of M reward models of one shape, aggregated by a name or any function.
-    Make it of trained and normalised members: `batched` has a copy of their weights."""
+    """A reward function: the rewards of M reward models, trained, normalised and of one shape, aggregated."""
 
     def __init__(self, rms, aggregator="mean"):
         if not rms:
@@ -40,7 +39,7 @@ class Ensemble:
         if not callable(aggregator) and aggregator not in AGGREGATORS:
             raise ValueError(f"aggregator must be one of {', '.join(AGGREGATORS)}, got {aggregator!r}")
         self.rms, self.aggregator = rms, aggregator
-        self.stacked = stack_module_state(rms)  # (parameters, buffers), each with a leading axis of M
+        self.stacked = stack_module_state(rms)  # a copy of (parameters, buffers), with a leading axis of M
         self.skeleton = copy.deepcopy(rms[0]).to("meta")  # the forward pass, without weights of its own
 
     def __call__(self, prompts, responses):

@@ -211,8 +211,7 @@ def sample(model, prompts, max_new_tokens, generator, n=1, temperature=1.0):
     responses = prompts.new_full((len(rows), max_new_tokens), model.config.pad)
     writing = rows  # places in the batch whose response has not ended
     for t in range(max_new_tokens):
-        # Draw a token for every response that has not ended.
-        tokens = torch.full_like(rows, model.config.eos)
+        tokens = torch.full_like(rows, model.config.eos)  # rows that have ended draw no more
         tokens[writing] = sample_token(logits[writing] / temperature, generator)
         responses[rows[writing], t] = tokens[writing]
         writing = (tokens != model.config.eos).nonzero()[:, 0]

@@ -3,8 +3,10 @@
     python experiments/more/real.py pairs.jsonl.gz           # 2,000 pairs: six minutes on one slow core
     python experiments/more/real.py pairs.jsonl --pairs 500 --pretrain-seeds 2 --json real.json
 
-A file has one pair a line, see pairs.py. A grid of reward models, pretraining seeds x finetuning seeds, learns
-from most of them and is compared on the others. There is no gold reward here: who is right, only the file says.
+A file has one pair a line, see pairs.py. A grid of reward models, pretraining seeds x finetuning seeds,
+learns from most of them and is compared on the others. There is no gold reward here: only the file says who
+is right.
+
 What it teaches, and in brackets what 2,000 pairs of hh-rlhf's harmless-base gave:
 
 1. Accuracy: real preferences are hard for tiny models, and seeds matter little (0.56 of pairs, std 0.02).
