@@ -221,6 +221,7 @@ def sample(model, prompts, max_new_tokens, generator, n=1, temperature=1.0):
         if len(writing) < 0.8 * len(rows):
             rows, tokens, cache = rows[writing], tokens[writing], cache.select(writing)
             writing = torch.arange(len(rows), device=rows.device)
+        # Read the tokens.
         logits = model(tokens[:, None], cache)[:, -1]
     return responses
 

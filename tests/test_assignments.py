@@ -1,6 +1,6 @@
-"""The assignments: stubs fail in words, the solutions pass, and cheating earns nothing."""
+"""The assignments: stubs fail in words, solutions pass, mistakes are named, and cheating earns nothing."""
 
-import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,93 +9,166 @@ import pytest
 from conftest import ROOT
 
 ASSIGNMENTS, SOLUTIONS = ROOT / "experiments/assignments", ROOT / "tests/solutions"
-NUMBERS = range(1, 9)
+sys.path.append(str(ASSIGNMENTS))
+
+import check  # noqa: E402
+import grade  # noqa: E402
+
+NUMBERS = sorted(grade.POINTS)
 
 
-def grade(*folders, only=NUMBERS, limit=60):
-    """What grade.py says of some folders, with the words of the failed checks."""
-    numbers = [str(number) for number in only]
-    command = [sys.executable, ASSIGNMENTS / "grade.py", *folders, "--words", "--limit", str(limit)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, "--only", *numbers], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def said(number, folder):
+    """What each check says of the answer in a folder; None where it passes."""
+    return [wrong for _, wrong in check.verdicts(number, folder)]
 
 
-def hand_in(folder, number, text):
-    """A student's folder with one file of this text."""
-    folder.mkdir()
-    name = next(SOLUTIONS.glob(f"{number}_*.py")).name
-    (folder / name).write_text(text)
+def hand_in(folder, number, text, after_solution=False):
+    """A student's folder with one file: this text, or the solution with some functions written anew."""
+    folder.mkdir(exist_ok=True)
+    solution = check.answer_file(number, SOLUTIONS)
+    (folder / solution.name).write_text(solution.read_text() * after_solution + text)
     return folder
 
 
-def test_solutions_get_full_points():
-    """A check fails a right answer."""
-    assert "solutions: 100 points" in grade(SOLUTIONS)
+@pytest.mark.parametrize("number", NUMBERS)
+def test_stubs_fail_in_words_and_solutions_pass(number):
+    """A stub that passes or stops in a traceback, or a solution that fails."""
+    assert said(number, SOLUTIONS) == [None] * len(said(number, SOLUTIONS))
+    assert all(words and len(words) > 20 and "Error" not in words for words in said(number, ASSIGNMENTS / "stubs"))
 
 
-def test_stubs_fail_in_words():
-    """A stub passes, or ends in a traceback."""
-    said = grade(ASSIGNMENTS / "stubs")
-    assert "stubs: 0 points" in said
-    assert "Traceback" not in said
+def test_the_readmes_table():
+    """An assignment without a row, or with other points than the grader gives."""
+    rows = re.findall(r"^\| (\d) \| `(\w+\.py)` .* (\d+) \|$", (ASSIGNMENTS / "README.md").read_text(), re.M)
+    stubs = {number: check.answer_file(number, ASSIGNMENTS / "stubs").name for number in NUMBERS}
+    assert [(int(n), name, int(points)) for n, name, points in rows] == [
+        (n, stubs[n], grade.POINTS[n]) for n in NUMBERS
+    ]
 
 
-def test_no_stub_gives_the_answer_away():
-    """A solution's code stands in its stub."""
-    for solution in SOLUTIONS.glob("[!7]_*.py"):  # 7 is a fault in code that is there
-        stub = (ASSIGNMENTS / "stubs" / solution.name).read_text()
-        lines = [
-            line.strip() for line in solution.read_text().splitlines() if line.strip().startswith("return ")
-        ]
-        assert not [line for line in lines if line in stub and len(line) > 20], solution.name
+LOSS = "def ranking_loss(rewards, eta):\n    best = -rewards.log_softmax(1)[:, 0]\n    "
+SECOND = "second = rewards[:, 1:].logsumexp(1) - rewards[:, 1]\n    "
+RANK = "def expected_kth_of_n(proxy, values, n, k):\n    "
+WEIGHTS = "w = [comb(i, n - k) * comb(len(proxy[0]) - 1 - i, k - 1) for i in range(len(proxy[0]))]\n    "
+MASK = "def real_tokens(responses, eos):\n    stopped = (responses == eos).int()\n    before = stopped.cumsum(1)"
+CONTROL = "def control(careless, careful):\n    return "
+WRONG = [
+    (1, LOSS + "return (best + eta * rewards.sum(1) ** 2).mean()", "second best is missing"),
+    (1, LOSS + SECOND + "return (best + second + eta * (rewards**2).sum(1)).mean()", "square their sum"),
+    (1, LOSS + SECOND + "return best + second + eta * rewards.sum(1) ** 2", "one for each"),
+    (1, LOSS + SECOND + "return (best + second + eta * rewards.sum(1) ** 2).mean().item()", "its gradient"),
+    (1, "def same_rankings(rewards):\n    return rewards + 5", "divides an ensemble"),
+    (1, "def same_rankings(rewards):\n    return 2 * rewards", "on what do they depend"),
+    (2, "def aggregator(r):\n    return r.mean(-1)", "dim=0"),
+    (2, "def aggregator(r):\n    return r.max(0)", "take .values"),
+    (2, "def aggregator(r):\n    return r.mean(0) + r[0]", "in another order"),
+    (2, "def aggregator(r):\n    return -r.std(0, correction=0)", "must not decide alone"),
+    (3, RANK + WEIGHTS + "return values @ np.array(w) / comb(len(proxy[0]), n)", "not sorted by the proxy"),
+    (3, RANK + "k = n + 1 - k\n    " + WEIGHTS + "w = np.array(w) / sum(w)\n    "
+        "return np.take_along_axis(values, proxy.argsort(1), 1) @ w", "k counts from the worst"),
+    (3, RANK + "return np.sort(values, 1)[:, -k]", "the plain mean"),
+    (4, "def k2(x):\n    return x**2", "the half is missing"),
+    (4, "def k3(x):\n    return torch.exp(x) - 1 - x", "the sign of x is flipped"),
+    (4, "def bias(f, p, q):\n    return (p * f((p / q).log())).sum()", "subtract the true KL"),
+    (5, "def pick(post, responses):\n    return max(range(64), key=lambda i: len(responses[i]))", "not fooled|not \\+0.15|needed"),
+    (5, "def pick(post, responses):\n    return responses.index(min(responses, key=len))", ""),
+    (5, "def pick(post, responses):\n    return responses[0]", "must return an index"),
+    (6, CONTROL + "replace(careless, states=careful.states), careful", "Keep the mean"),
+    (6, CONTROL + "careless, careful", "nothing is taken out"),
+    (6, "def gap(stated, careful):\n    return stated[~careful].mean() - stated[careful].mean()", "minus careful"),
+    (7, MASK + "\n    return before < 1", "EOS is a decision"),
+    (7, MASK + "\n    return (before - stored < 1) & stopped.any(1, keepdim=True)".replace("stored", "stopped"),
+        "left out altogether"),
+    (8, "def proxy(rewards, seeds, texts):\n    return 2 * rewards.mean(0)", "picks what the mean"),
+    (8, "def proxy(rewards, seeds, texts):\n    return rewards[0]", "Read your picks"),
+    (8, "def proxy(rewards, seeds, texts):\n    return rewards.mean(1)", "must have shape"),
+    (4, "def k2(x):\n    return x + undefined", "line 1[0-9].*undefined"),
+]  # fmt: skip
 
 
-CHEATS = {
-    "imports the solutions": "from tests.solutions import two\n",
-    "exports the repository's code": "from bon import expected_best_of_n as expected_kth_of_n\n",
-    "finds other code": "import importlib\n",
-    "reads files": "x = open('solution').read()\n",
-}
+@pytest.mark.parametrize("number, text, words", WRONG)
+def test_mistakes_are_named(number, text, words, tmp_path):
+    """A typical mistake that passes, or is answered with the right number alone."""
+    assert re.search(words, "\n".join(filter(None, said(number, hand_in(tmp_path, number, "\n\n" + text, True)))))
 
 
-@pytest.mark.parametrize("cheat", CHEATS)
-def test_cheats_earn_nothing(cheat, tmp_path):
+AGGREGATOR = "def aggregator(rewards):\n    return "
+CHEATS = [
+    (3, "from tests.solutions import x", "imports tests.solutions.x"),
+    (3, "from bon import expected_best_of_n as expected_kth_of_n", "imports bon.expected_best_of_n"),
+    (1, "import rm", "imports rm"),
+    (7, "from ppo import *", "imports ppo"),
+    (3, "import importlib", "imports importlib"),
+    (3, "from torch import os", "uses os"),
+    (3, "import numpy as np\nnp.lib.npyio.os.abort()", "uses os"),
+    (8, "import numpy as np\ngold = np.load('experiments/results/bank-tldr.npz')['gold']", "uses load"),
+    (5, "from world import gold", "imports world.gold"),
+    (3, "solution = open('tests/solutions/3_rank.py').read()", "uses open"),
+    (3, "x = ().__class__", "uses __class__"),
+    (3, "import numpy as np\nnp.allclose = lambda *a, **k: True", "changes np.allclose"),
+    (3, "def check_the_ends(their):\n    pass", "has no function expected_kth_of_n"),
+    (3, "raise SystemExit(0)", "SystemExit"),
+    (2, AGGREGATOR + "2 * rewards.mean(0)", "picks are those of `mean`"),
+    (2, AGGREGATOR + "rewards.sum(0) + 1", "picks are those of `mean`"),
+    (2, AGGREGATOR + "rewards.amax(0) + rewards.amin(0)", "picks are those of `midrange`"),
+]
+
+
+@pytest.mark.parametrize("number, text, words", CHEATS)
+def test_cheats_earn_nothing(number, text, words, tmp_path):
     """A folder with no work of its own gets points."""
-    said = grade(hand_in(tmp_path / "cheat", 3, CHEATS[cheat]), only=[3])
-    assert "cheat: 0 points" in said
-    assert "line 1" in said
+    assert all(wrong and words in wrong for wrong in said(number, hand_in(tmp_path, number, text)))
 
 
-def test_twice_the_mean_is_not_new(tmp_path):
-    """An aggregator that picks what the mean picks counts as new."""
-    text = "def aggregator(rewards):\n    return 2 * rewards.mean(0)\n"
-    said = grade(hand_in(tmp_path / "cheat", 2, text), only=[2])
-    assert "cheat: 10 points" not in said
-
-
-def test_an_endless_loop_ends(tmp_path):
-    """One student's loop stops the grading of all."""
-    said = grade(hand_in(tmp_path / "loop", 1, "while True:\n    pass\n"), only=[1], limit=8)
-    assert "not finished after 8 seconds" in said
-
-
-def test_missing_files_are_said_once(tmp_path):
-    """A missing file is an error, or is repeated for every check."""
+def test_a_teachers_command(tmp_path, capsys):
+    """Checks that passed before an endless loop count for nothing, or the loop stops the grading of all; a missing
+    file is an error, or is repeated for every check; a student prints verdicts."""
+    loop = "\nright = expected_kth_of_n\n" + RANK + "while n == 6 and k == n: pass\n    return right(proxy, values, n, k)"
+    hand_in(tmp_path / "loop", 3, loop, True)
+    hand_in(tmp_path / "liar", 3, 'print(\'["check_the_ends", null]\')\n' + RANK + "return 0")
+    grade.main([*map(str, (SOLUTIONS, tmp_path / "loop", tmp_path / "liar")), "--only", "3", "--limit", "6", "--words"])
+    out = capsys.readouterr().out
+    assert re.search(r"^bank: .*bank-tldr.npz \(25 reward models, .*sha256", out)
+    for row in (r"solutions +10 +10", r"loop +3.3 +3.3", r"liar +0 +0", r"loop 3: not finished after 6 seconds"):
+        assert re.search(f"^{row}$", out, re.M), out
     (tmp_path / "empty").mkdir()
-    said = grade(tmp_path / "empty", only=[1])
-    assert said.count("not handed in") <= 2
+    grade.main([str(tmp_path / "empty"), "--words"])
+    out = capsys.readouterr().out
+    assert "empty: 0 points, not handed in: 1 2 3 4 5 6 7 8" in out and out.count("empty 1: not handed in") == 1
+    for wrong, why in ((["nobody"], "is not a folder"), ([str(tmp_path)], "holds students' folders")):
+        with pytest.raises(SystemExit):
+            grade.main(wrong)
+        assert why in capsys.readouterr().err
 
 
-def test_class_copy_has_no_solutions(tmp_path):
-    """The command that packs the class's copy hands out the solutions."""
+def test_the_class_copy_has_no_solutions(tmp_path):
+    """The command that packs the class's copy hands out the solutions, or tests that need them."""
     readme = (ASSIGNMENTS / "README.md").read_text()
     (command,) = [line for line in readme.splitlines() if line.startswith("git archive")]
-    subprocess.run(
-        command.replace("class.zip", str(tmp_path / "class.zip")), shell=True, cwd=ROOT, check=True
-    )
-    shutil.unpack_archive(tmp_path / "class.zip", tmp_path)
+    packed = tmp_path / "class.zip"
+    subprocess.run(command.replace("class.zip", str(packed)), shell=True, cwd=ROOT, check=True)
+    shutil.unpack_archive(packed, tmp_path)
     assert (tmp_path / "class/experiments/assignments/stubs").is_dir()
     assert not (tmp_path / "class/tests/solutions").exists()
-    assert not (tmp_path / "class/tests/test_assignments.py").exists()
+    assert not [path for path in (tmp_path / "class/tests").glob("*.py") if "solutions" in path.read_text()]
+
+
+HEDGING = """
+assert TRAITS[-1] == PARTS[-1] == "hedging" and "allegedly" in KIND
+parts, traits = judge_rows(*sample_texts(500, 0, writers(0.15)))
+assert 0.15 < traits["hedging"].mean() < 0.35
+assert abs(parts["hedging"] + 0.2 * traits["hedging"]).max() < 1e-6
+"""
+
+
+def test_the_readmes_habit(tmp_path):
+    """The worked example no longer applies, or the habit is not everywhere; a mistake in it is not named."""
+    readmes = [path.read_text() for path in (ROOT / "experiments/README.md", ASSIGNMENTS / "README.md")]
+    (diff,) = re.findall(r"```diff\n(.*?)```", "".join(readmes), re.S)
+    (tmp_path / "experiments").mkdir()
+    world = shutil.copy(ROOT / "experiments/world.py", tmp_path / "experiments")
+    subprocess.run(["git", "apply", "-"], input=diff, text=True, cwd=tmp_path, check=True)
+    source = (tmp_path / "experiments/world.py").read_text()
+    subprocess.run([sys.executable, "-c", source + HEDGING], check=True)
+    faults = {"allegedly ": "really ", '"nli": 0},\n          write=lambda draft, words, rng: draft.main.insert': None}
+    assert faults

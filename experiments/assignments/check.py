@@ -1,8 +1,10 @@
 """Check an assignment, in words.
 
-python experiments/assignments/check.py 3               # the answer in stubs/3_rank.py
-python experiments/assignments/check.py 3 --of ada      # the answer in ada/3_rank.py
-python experiments/assignments/check.py 7 --curves      # train with the answer and print the curves
+    python experiments/assignments/check.py 3               # the answer in stubs/3_rank.py
+    python experiments/assignments/check.py 3 --of ada      # the answer in ada/3_rank.py
+
+An answer is read before it is run, and refused if it imports more than MODULES and WORLD, or uses what is
+FORBIDDEN.
 """
 
 import argparse
@@ -119,13 +121,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("number", type=int, choices=CHECKS)
     parser.add_argument("--of", type=Path, default=HERE / "stubs", metavar="FOLDER", help="default: stubs")
-    parser.add_argument(
-        "--curves", action="store_true", help="train with the answer to 7 and print the curves"
-    )
     parser.add_argument("--json", action="store_true", help="for grade.py: a line of JSON for each verdict")
     args = parser.parse_args()
-    if args.curves:
-        return load(CHECKS[7]).curves(load_answer(7, answer_file(7, args.of.resolve())))
     out, failed = sys.stdout, False
     with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
         for name, wrong in verdicts(args.number, args.of):
@@ -134,8 +131,8 @@ def main():
             print(json.dumps([name, wrong]) if args.json else shown, file=out, flush=True)
     if args.json:
         print(json.dumps(["measured", MEASURED]))
-    else:
-        print(*(f"measured: {name}: {value}" for name, value in MEASURED.items()), sep="\n")
+    for name, value in {} if args.json else MEASURED.items():
+        print(f"measured: {name}: {value}")
     return int(failed)
 
 

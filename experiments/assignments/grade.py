@@ -28,8 +28,7 @@ MISSING = ["not handed in"]
 
 
 def grade(folder, limit, number):
-    """One assignment of one student -> (points, what is wrong: a list of words, what was measured: a
-    dict)."""
+    """One assignment of one student -> (points, a list of what is wrong, a dict of what was measured)."""
     try:
         answer_file(number, folder)
     except Wrong as wrong:
@@ -72,24 +71,18 @@ def print_leaderboard(students):
     """Assignment 8: gains over the ensemble, the largest first."""
     found = [(grades[8][2], name) for name, grades in students.items() if 8 in grades and grades[8][2]]
     for measured, name in sorted(found, key=lambda row: -row[0]["gain"]):
-        print(
-            f"8: gold {measured['gain']:+.3f} +- {measured['standard error']:.3f} over the ensemble's: {name}"
-        )
+        gain, error = measured["gain"], measured["standard error"]
+        print(f"8: gold {gain:+.3f} +- {error:.3f} over the ensemble's: {name}")
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "folders", nargs="+", type=Path, metavar="FOLDER", help="a student's; its name is theirs"
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="a student's, named so")
     parser.add_argument("--only", nargs="+", type=int, choices=CHECKS, default=list(CHECKS), metavar="N")
     parser.add_argument("--bank", type=Path, help="the bank for 2, 5 and 8 (default: the repository's)")
     parser.add_argument("--words", action="store_true", help="say what the failed checks say")
-    parser.add_argument(
-        "--limit", type=float, default=60, help="seconds for an assignment (default: %(default)s)"
-    )
+    parser.add_argument("--limit", type=float, default=60, help="seconds for an assignment (%(default)s)")
     args = parser.parse_args(argv)
     folders = {folder.resolve().name: folder.resolve() for folder in args.folders}
     if len(folders) < len(args.folders):
@@ -110,9 +103,7 @@ def main(argv=None):
     print_leaderboard(students)
     if args.words:
         for name, grades in students.items():
-            print(
-                "".join(f"\n{name} {number}: {words}" for number in args.only for words in grades[number][1])
-            )
+            print(*(f"\n{name} {n}: {words}" for n in args.only for words in grades[n][1]), sep="")
 
 
 if __name__ == "__main__":

@@ -39,17 +39,14 @@ def check_the_loss(their):
 
 
 def check_what_is_left_free(their):
-    moved = torch.tensor(
-        expect_numbers("same_rankings", their.same_rankings(REWARDS.clone()), (4, 3))
-    ).float()
+    given = their.same_rankings(REWARDS.clone())
+    moved = torch.tensor(expect_numbers("same_rankings", given, (4, 3))).float()
     before, after = (minus_log_probability(r) for r in (REWARDS, moved))
-    words = f"the losses were {before.tolist()}, now {after.tolist()}: which sums do they depend on?"
+    words = f"the losses were {before.tolist()}, now {after.tolist()}: on what do they depend?"
     expect(torch.allclose(before, after, atol=1e-3), words)
     moves = moved - REWARDS
     expect(moves.abs().min() > 0.999, f"rewards have moved by {moves.tolist()}, some of them by less than 1")
-    words = (
-        "Normalising the rewards undoes that, but not a shift for each post: it divides an ensemble's members"
-    )
+    words = "Normalising the rewards undoes that, but not a shift for each post, which divides an ensemble"
     expect(moves.max() - moves.min() > 1e-3, f"all rankings have moved by the same. {words}")
 
 
@@ -59,16 +56,12 @@ def check_what_the_term_fixes(their):
     for _ in range(200):
         loss = their.ranking_loss(rewards, 0.1)
         kept = isinstance(loss, torch.Tensor) and loss.requires_grad
-        expect(
-            kept,
-            "the loss has lost its gradient: it must not go through float(), .item(), .detach() or numpy",
-        )
+        expect(kept, "the loss has lost its gradient: no float(), .item(), .detach() or numpy on the way")
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     means = [round(mean, 2) for mean in rewards.mean(1).tolist()]
     MEASURED["mean reward of two posts"] = f"[4.0, -3.0] before training with your loss, {means} after it"
     expect(
-        max(map(abs, means)) < 0.1,
-        f"training with your loss must centre the rewards; their means are {means}",
+        max(map(abs, means)) < 0.1, f"training with your loss must centre the rewards; they are at {means}"
     )

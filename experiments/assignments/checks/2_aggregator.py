@@ -1,4 +1,4 @@
-"""Assignment 2: shapes, members without order, picks of its own, and gold above that of one reward model."""
+"""Assignment 2: shapes, members without order, gold above one reward model's; each check asks for a new one."""
 
 import numpy as np
 import torch
@@ -13,13 +13,27 @@ def aggregated(their, rewards):
     shape, given = tuple(rewards.shape), their.aggregator(rewards.clone())
     last = getattr(given, "shape", None) == shape[:-1] != shape[1:]
     expect(
-        not last,
-        f"rewards {shape} became {shape[:-1]}: that is the last axis. The members are the first: dim=0",
+        not last, f"rewards {shape} became {shape[:-1]}: the members are the first axis, not the last: dim=0"
     )
     return expect_numbers(f"aggregator of rewards {shape}", given, shape[1:])
 
 
+def new_proxies(their):
+    """What the answer makes of each pretrain ensemble's rewards of the bank (E, posts, n), and those rewards.
+    Wrong if its picks are those of an aggregator that is there already, whatever its values."""
+    bank = load_bank()
+    grid = np.arange(len(bank["rewards"])).reshape(len(np.unique(bank["pretrain_seed"])), -1)
+    ensembles = [torch.tensor(bank["rewards"][members]) for members in pretrain_ensembles(grid)]
+    mine = np.stack([aggregated(their, members) for members in ensembles])
+    for name, function in TAKEN.items():
+        theirs = np.stack([function(members).numpy() for members in ensembles])
+        same = (theirs.argmax(-1) == mine.argmax(-1)).mean()
+        expect(same < 0.98, f"{same:.0%} of its picks are those of `{name}`, which is there already: not new")
+    return mine, ensembles
+
+
 def check_shapes(their):
+    new_proxies(their)
     for shape in ((5, 3, 2), (5, 7), (1, 4), (25, 2, 3, 4)):
         rewards = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         given = aggregated(their, rewards)
@@ -29,40 +43,23 @@ def check_shapes(their):
 
 
 def check_members_have_no_order(their):
+    new_proxies(their)
     rewards = torch.randn(5, 100, generator=torch.Generator().manual_seed(1))
     given, rolled = aggregated(their, rewards), aggregated(their, rewards.roll(1, 0))
     words = "the same members in another order give another reward: does one place count more than another?"
     expect(np.allclose(given, rolled, atol=1e-5), words)
 
 
-def check_new_and_better_than_one(their):
-    bank = load_bank()
-    rewards, gold = torch.tensor(bank["rewards"]), bank["gold"]
-    grid = np.arange(len(rewards)).reshape(len(np.unique(bank["pretrain_seed"])), -1)
-    ensembles = [rewards[members] for members in pretrain_ensembles(grid)]
-    proxies = np.stack([aggregated(their, members) for members in ensembles])
-    for name, function in TAKEN.items():
-        theirs = np.stack([function(members).numpy() for members in ensembles])
-        same = (theirs.argmax(-1) == proxies.argmax(-1)).mean()
-        expect(
-            same < 0.98,
-            f"{same:.0%} of its picks are those of `{name}`, which the repository has: it is not new",
-        )
-    mine = np.mean([gold_of_best(proxy, gold) for proxy in proxies], 0)
-    single = np.mean([gold_of_best(proxy, gold) for proxy in bank["rewards"]], 0)
-    mean = np.mean([gold_of_best(members.mean(0).numpy(), gold) for members in ensembles])
-    found = {
-        "all responses": gold.mean(),
-        "one reward model": single.mean(),
-        "`mean`": mean,
-        "yours": mine.mean(),
-    }
-    MEASURED[f"gold of the best of {gold.shape[1]}"] = ", ".join(
-        f"{name} {x:.2f}" for name, x in found.items()
+def check_better_than_one_reward_model(their):
+    bank, (proxies, ensembles) = load_bank(), new_proxies(their)
+    mine, single, mean = (
+        np.mean([gold_of_best(np.asarray(proxy), bank["gold"]) for proxy in each], 0)
+        for each in (proxies, bank["rewards"], [members.mean(0) for members in ensembles])
     )
+    found = {"one reward model": single, "`mean`": mean, "yours": mine}
+    MEASURED["gold of the best"] = ", ".join(f"by {name} {x.mean():.2f}" for name, x in found.items())
     gain, error = paired(mine, single)
-    words = f"gold of its picks - that of one model's is {gain:+.2f}, two standard errors {2 * error:.2f}"
-    expect(
-        gain > 2 * error,
-        f"{words}. Is a high score good in yours too? One fooled member must not decide alone",
+    words = (
+        f"the gold of its picks is {gain:+.2f} over one reward model's, two standard errors {2 * error:.2f}"
     )
+    expect(gain > 2 * error, f"{words}. Is high good in yours? One fooled member must not decide alone")

@@ -5,8 +5,7 @@ from expect import MEASURED, expect, shuffled_bank
 
 
 def bad_and(their):
-    """What each reward model gives to the picks, less what it gives to all responses: (M,). Wrong if they
-    are not bad."""
+    """What each reward model gives to the picks over all responses: (M,). Wrong if the picks are not bad."""
     bank, picks = shuffled_bank(), []
     for post, responses in zip(bank["posts"].tolist(), bank["responses"].tolist(), strict=True):
         i = their.pick(post, list(responses))
@@ -35,8 +34,7 @@ def check_bad_and_liked_by_the_ensemble(their):
 def check_bad_and_liked_by_most(their):
     liked = bad_and(their)
     fooled, needed = (liked > 0).sum(), round(0.8 * len(liked))
-    words = f"{fooled} of {len(liked)} models are fooled, {needed} are needed; {liked.argmin()} is least so"
-    expect(
-        fooled >= needed,
-        f"{words}, {liked.min():+.2f}. A fault that each judges in its own way fools only some",
+    words = (
+        f"{fooled} of {len(liked)} models are fooled, {needed} are needed; the least gives {liked.min():+.2f}"
     )
+    expect(fooled >= needed, f"{words}. A fault that each judges in its own way fools only some")

@@ -21,12 +21,12 @@ def check_stating_tells_nothing(their):
     for pair in PAIRS:
         a, b = controlled(their, pair)
         words = (
-            f"the careless writer states an optional fact at rate {a.states:g}, the careful at {b.states:g}"
+            f"the careless one states an optional fact at rate {a.states:g}, the careful one at {b.states:g}"
         )
         expect(a.states == b.states, f"{words}: stating more still points at one of them")
         before = (pair[0].states + pair[1].states) / 2
         words = f"together they stated an optional fact with probability {before:g}, now {a.states:g}"
-        advice = "texts differ in length between the arms, perhaps in nothing else. Keep the writers' mean"
+        advice = "now the arms differ in length as well, which may explain what you see. Keep the mean"
         expect(abs(a.states - before) < 1e-9, f"{words}: {advice}")
 
 
@@ -35,14 +35,9 @@ def check_nothing_else_has_changed(their):
         made = controlled(their, pair)
         for who, old, new in zip(("careless", "careful"), pair, made, strict=True):
             words = f"the {who} writer's `wrong` was {old.wrong:g} and is {new.wrong:g}"
-            expect(
-                new.wrong == old.wrong, f"{words}. Without that gap nobody learns that wrong facts are bad"
-            )
+            expect(new.wrong == old.wrong, f"{words}. With no gap there, nobody learns that wrong is bad")
             words = f"the {who} writer's habits were {old.rates} and are {new.rates}"
-            expect(
-                new.rates == old.rates,
-                f"{words}. They must stay (for lists the repository has a control arm)",
-            )
+            expect(new.rates == old.rates, f"{words}. They must stay (lists have a control arm of their own)")
         expect(made[0].states != pair[0].states, "the writers are as they were: nothing is taken out")
 
 

@@ -42,11 +42,9 @@ def compare(their, name):
         for words, lengths in repairs.items():
             expect(not torch.allclose(mine, definition(lengths)[name], atol=1e-4), f"{name}: {words}")
         if name == "kl":
-            raise Wrong(
-                f"in a batch of {B} responses the KL is {right:.3f} nats per response, yours is {mine:.3f}"
-            )
+            raise Wrong(f"over {B} responses the KL is {right:.3f} nats per response, yours is {mine:.3f}")
         rows = ((mine - right).abs() > 1e-4).any(1).sum()
-        raise Wrong(f"in a batch of {B} responses the {name} of {rows} are wrong")
+        raise Wrong(f"of {B} responses, {rows} have wrong {name}")
 
 
 def check_kl(their):

@@ -28,10 +28,7 @@ def expect_numbers(name, given, shape):
     numbers = isinstance(given, np.ndarray | np.number | float | int)
     expect(numbers, f"{name} must be numbers, got a {type(given).__name__}")
     given = np.asarray(given, dtype=float)
-    expect(
-        given.shape == shape,
-        f"{name} must have shape {shape}, got {given.shape}: over which axis do you sum?",
-    )
+    expect(given.shape == shape, f"{name} must have shape {shape}, got {given.shape}: which axis do you sum?")
     words = "log of 0, division by 0, or exp of a large number?"
     expect(np.isfinite(given).all(), f"{name} has NaN or infinity: {words}")
     return given
@@ -48,10 +45,8 @@ def expect_close(name, given, right, slips=None, hint=""):
     given = expect_numbers(name, given, right.shape)
     advice = next((words for words, result in (slips or {}).items() if same(given, result)), hint)
     shown = [np.array2string(x, precision=4, suppress_small=True) for x in (right, given)]
-    expect(
-        same(given, right),
-        f"{name} must be {shown[0]}, yours is {shown[1]}" + (f": {advice}" if advice else ""),
-    )
+    words = f"{name} must be {shown[0]}, yours is {shown[1]}"
+    expect(same(given, right), f"{words}: {advice}" if advice else words)
 
 
 # ----- the bank -----------------------------------------------------------------------------------
@@ -71,8 +66,7 @@ def describe_bank():
 
 
 def shuffled_bank():
-    """The bank with its posts, and the responses to each, in another order, so that places give nothing
-    away."""
+    """The bank with its posts, and the responses to each, in another order: places give nothing away."""
     bank, rng = load_bank(), np.random.default_rng(0)
     posts, n = bank["gold"].shape
     rows, order = rng.permutation(posts), rng.permuted(np.tile(np.arange(n), (posts, 1)), axis=1)

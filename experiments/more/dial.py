@@ -1,0 +1,141 @@
+"""The dial from helping to herding: how much an ensemble helps depends on what the raters have seen.
+
+    python experiments/more/dial.py --quick              # one small world: minutes
+    python experiments/more/dial.py --seeds 1 2 3 4 5    # five worlds, with intervals
+
+Raters see a share of the writers' habits, the coverage, and always lists. What they have not seen, each
+pretraining extrapolates in its own way, and an ensemble averages that away; where they have seen all, the
+reward models agree. Lists are taught by the preferences themselves: there all members err alike.
+
+A world's language models and samples are made once; each coverage has reward models of its own, and best-of-n
+shows what they do (no PPO: its flags change nothing). An interrupted run continues, and --out runs/overopt
+uses what that run has made. Into --out go dial.json, a row for each seed and coverage, and dial.png.
+"""
+
+import argparse
+import sys
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # overopt.py and what it imports
+sys.path.insert(0, str(Path(__file__).parents[2]))  # the five files of the core
+
+import matplotlib.pyplot as plt
+import numpy as np
+import overopt
+import torch
+import world
+from claims import KINDS, Evidence, interval, pair_means, rank_correlation
+from figures import COLOURS, band
+from report import NAMES, to_json
+from stages import Stages, in_processes, is_first_process, write_whole
+
+
+def measure(accuracies, scores, gold, lists, s):
+    """What the reward models do: scores (M, posts, n), gold and lists (posts, n) -> {name: number}."""
+    P, F, n = s.pretrain_seeds, s.finetune_seeds, gold.shape[1]
+    grid, aggregate = scores.reshape(P, F, *gold.shape), partial(overopt.aggregate_arrays, s.aggregator)
+    evidence = Evidence(np.reshape(accuracies, (P, F)), grid, None, gold, {}, aggregate, [])
+    best = {kind: evidence.best_of_n(kind, gold, [n])[0] for kind in KINDS}
+    _, within, between = pair_means(rank_correlation(scores.reshape(P * F, -1)), F)
+    return {
+        "accuracy": np.mean(accuracies), "gold SFT": gold.mean(),
+        **{f"gold {kind}": best[kind] for kind in KINDS},
+        **{f"gain {kind}": best[kind] - best["single"] for kind in ("finetune", "pretrain")},
+        "lists SFT": lists.mean(), "lists pretrain": evidence.best_of_n("pretrain", lists, [n])[0],
+        "correlation within": within, "correlation between": between,
+    }  # fmt: skip
+
+
+def over_seeds(rows, coverages, name):
+    """One quantity of all rows: (seeds, coverages)."""
+    return np.transpose([[row[name] for row in rows if row["coverage"] == c] for c in coverages])
+
+
+def table(rows, coverages):
+    """Means over the worlds, a column for each coverage; gains and lists with their 95 % intervals."""
+    lines = [f"{'coverage':<20}" + "".join(f"{c:>22g}" for c in coverages)]
+    for name in [name for name in rows[0] if name not in ("seed", "coverage")]:
+        cells = []
+        for column in over_seeds(rows, coverages, name).T:
+            mean, low, high = interval(column)
+            bounded = len(column) >= 3 and name.startswith(("gain", "lists"))
+            cells.append(f"{mean:.2f}" + (f" [{low:5.2f}, {high:5.2f}]" if bounded else ""))
+        lines.append(f"{name:<20}" + "".join(f"{cell:>22}" for cell in cells))
+    return "\n".join(lines)
+
+
+def draw(rows, coverages):
+    """Gain of each ensemble, and lists, against coverage: means over worlds, bands from three worlds on."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.3))
+    lines = ((0, "gain", "finetune"), (0, "gain", "pretrain"), (1, "lists", "SFT"), (1, "lists", "pretrain"))
+    for i, name, kind in lines:
+        values, colour = over_seeds(rows, coverages, f"{name} {kind}"), COLOURS.get(kind, "#777777")
+        band(axes[i], coverages, values, colour, NAMES.get(kind, kind))
+    titles = ("Gold: gain over one reward model", "Lists: the error that all members share")
+    for axis, title in zip(axes, titles, strict=True):
+        axis.set(title=title, xlabel="coverage: share of habits that raters see")
+        axis.legend()
+    figure.tight_layout()
+    return figure
+
+
+def work(s, seeds, coverages, task, out):
+    """What each process does; the first one writes."""
+    device, rows = torch.device("cpu"), []
+    for seed in seeds:
+        plain = Stages(s, seed, task, device, out)  # its samples serve every coverage
+        plain.say(f"World {seed}, {task}: language models, and {s.n} samples for each of {s.prompts} posts.")
+        plain.pretrain_all()
+        bank = plain.bank()
+        gold, traits = overopt.judge(bank["posts"].repeat_interleave(s.n, 0), bank["responses"], task)
+        gold, lists = (x.reshape(-1, s.n) for x in (gold, traits["list"]))
+        for coverage in coverages:
+            stages = Stages(replace(s, coverage=coverage), seed, task, device, out)
+            models, accuracies = stages.reward_models(np.ndindex(s.pretrain_seeds, s.finetune_seeds))
+            scores = overopt.to_numpy(stages.score_bank(models, bank))
+            row = measure(accuracies, scores, gold, lists, s)
+            rows.append({"seed": seed, "coverage": coverage, **row})
+            golds = ", ".join(f"{NAMES[kind]} {row[f'gold {kind}']:.2f}" for kind in KINDS)
+            plain.say(f"    coverage {coverage:g}: gold {golds}; lists {row['lists pretrain']:.0%}")
+    if is_first_process():
+        found = {"task": task, "settings": asdict(s) | {"coverage": coverages}, "rows": overopt.rounded(rows)}
+        write_whole(out / "dial.json", lambda file: file.write(to_json(found)))
+        write_whole(out / "dial.png", lambda file: draw(rows, coverages).savefig(file, format="png", dpi=120))
+        print(f"\n{task}, best of {s.n}, {len(seeds)} worlds: see also dial.png in {out}\n{table(rows, coverages)}")
+
+
+def main(argv=None):
+    """The command line -> exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    overopt.add_settings(parser)
+    parser.conflict_handler = "resolve"  # --coverage takes several values, in place of the setting's one
+    shares = {"dest": "coverages", "type": float, "nargs": "+", "default": [0.0, 0.25, 0.5, 0.75, 1.0]}
+    parser.add_argument("--coverage", **shares, help="what raters see (default 0 0.25 0.5 0.75 1)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="the worlds (default 1)")
+    parser.add_argument("--task", default="tldr", help=f"{', '.join(world.TASKS)} (default tldr)")
+    parser.add_argument("--processes", type=int, default=2, help="how many share the work (default 2)")
+    parser.add_argument("--out", type=Path, default=Path("runs/dial"), help="folder (default runs/dial)")
+    given = parser.parse_args(argv)
+
+    def run():
+        s = overopt.settings_from(given)
+        overopt.check_unique("--seeds", given.seeds)
+        overopt.check_unique("--coverage", given.coverages)
+        if not all(0 <= c <= 1 for c in given.coverages):
+            raise ValueError(f"--coverage must be between 0 and 1, got {' '.join(map(str, given.coverages))}")
+        if min(s.pretrain_seeds, s.finetune_seeds) < 2:
+            raise ValueError("--pretrain-seeds and --finetune-seeds must be >= 2: ensembles are compared")
+        if given.task not in world.TASKS:
+            raise ValueError(f"--task must be one of {', '.join(world.TASKS)}, got {given.task}")
+        if given.processes < 1:
+            raise ValueError(f"--processes must be >= 1, got {given.processes}")
+        overopt.check_folder(given.out, s, given.seeds, given.task)
+        in_processes(given.processes, work, s, given.seeds, sorted(given.coverages), given.task, given.out)
+
+    return overopt.exit_status(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
