@@ -34,23 +34,25 @@ def hand_in(folder, number, text, after_solution=False):
 def test_stubs_fail_in_words_and_solutions_pass(number):
     """A stub that passes or stops in a traceback, or a solution that fails."""
     assert said(number, SOLUTIONS) == [None] * len(said(number, SOLUTIONS))
-    assert all(words and len(words) > 20 and "Error" not in words for words in said(number, ASSIGNMENTS / "stubs"))
+    for words in said(number, ASSIGNMENTS / "stubs"):
+        assert words and len(words) >= 20 and "Error" not in words
 
 
 def test_the_readmes_table():
     """An assignment without a row, or with other points than the grader gives."""
     rows = re.findall(r"^\| (\d) \| `(\w+\.py)` .* (\d+) \|$", (ASSIGNMENTS / "README.md").read_text(), re.M)
-    stubs = {number: check.answer_file(number, ASSIGNMENTS / "stubs").name for number in NUMBERS}
-    assert [(int(n), name, int(points)) for n, name, points in rows] == [
-        (n, stubs[n], grade.POINTS[n]) for n in NUMBERS
-    ]
+    assert {int(number): int(points) for number, _, points in rows} == grade.POINTS
+    assert [name for _, name, _ in rows] == [path.name for path in sorted(ASSIGNMENTS.glob("stubs/*.py"))]
 
 
 LOSS = "def ranking_loss(rewards, eta):\n    best = -rewards.log_softmax(1)[:, 0]\n    "
 SECOND = "second = rewards[:, 1:].logsumexp(1) - rewards[:, 1]\n    "
 RANK = "def expected_kth_of_n(proxy, values, n, k):\n    "
 WEIGHTS = "w = [comb(i, n - k) * comb(len(proxy[0]) - 1 - i, k - 1) for i in range(len(proxy[0]))]\n    "
-MASK = "def real_tokens(responses, eos):\n    stopped = (responses == eos).int()\n    before = stopped.cumsum(1)"
+MASK = (
+    "def real_tokens(responses, eos):\n    stopped = (responses == eos).int()\n    before = stopped.cumsum(1)"
+)
+PICK = "def pick(post, responses):\n    return max(range(64), key=lambda i: "
 CONTROL = "def control(careless, careful):\n    return "
 WRONG = [
     (1, LOSS + "return (best + eta * rewards.sum(1) ** 2).mean()", "second best is missing"),
@@ -70,26 +72,26 @@ WRONG = [
     (4, "def k2(x):\n    return x**2", "the half is missing"),
     (4, "def k3(x):\n    return torch.exp(x) - 1 - x", "the sign of x is flipped"),
     (4, "def bias(f, p, q):\n    return (p * f((p / q).log())).sum()", "subtract the true KL"),
-    (5, "def pick(post, responses):\n    return max(range(64), key=lambda i: len(responses[i]))", "not fooled|not \\+0.15|needed"),
-    (5, "def pick(post, responses):\n    return responses.index(min(responses, key=len))", ""),
+    (5, PICK + "len(responses[i]))", "ensemble gives them"),
+    (5, PICK + "-len(set(responses[i].split()) - set(post.split())))", "no hack"),
     (5, "def pick(post, responses):\n    return responses[0]", "must return an index"),
     (6, CONTROL + "replace(careless, states=careful.states), careful", "Keep the mean"),
     (6, CONTROL + "careless, careful", "nothing is taken out"),
-    (6, "def gap(stated, careful):\n    return stated[~careful].mean() - stated[careful].mean()", "minus careful"),
+    (6, "def gap(s, careful):\n    return s[~careful].mean() - s[careful].mean()", "careless minus careful"),
     (7, MASK + "\n    return before < 1", "EOS is a decision"),
-    (7, MASK + "\n    return (before - stored < 1) & stopped.any(1, keepdim=True)".replace("stored", "stopped"),
-        "left out altogether"),
+    (7, MASK + " - stopped\n    return (before < 1) & stopped.any(1, keepdim=True)", "left out altogether"),
     (8, "def proxy(rewards, seeds, texts):\n    return 2 * rewards.mean(0)", "picks what the mean"),
     (8, "def proxy(rewards, seeds, texts):\n    return rewards[0]", "Read your picks"),
     (8, "def proxy(rewards, seeds, texts):\n    return rewards.mean(1)", "must have shape"),
-    (4, "def k2(x):\n    return x + undefined", "line 1[0-9].*undefined"),
+    (4, "def k2(x):\n    return x + undefined", "line \\d+: NameError"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("number, text, words", WRONG)
 def test_mistakes_are_named(number, text, words, tmp_path):
     """A typical mistake that passes, or is answered with the right number alone."""
-    assert re.search(words, "\n".join(filter(None, said(number, hand_in(tmp_path, number, "\n\n" + text, True)))))
+    found = said(number, hand_in(tmp_path, number, "\n\n" + text, after_solution=True))
+    assert re.search(words, "\n".join(filter(None, found)))
 
 
 AGGREGATOR = "def aggregator(rewards):\n    return "
@@ -121,20 +123,23 @@ def test_cheats_earn_nothing(number, text, words, tmp_path):
 
 
 def test_a_teachers_command(tmp_path, capsys):
-    """Checks that passed before an endless loop count for nothing, or the loop stops the grading of all; a missing
-    file is an error, or is repeated for every check; a student prints verdicts."""
-    loop = "\nright = expected_kth_of_n\n" + RANK + "while n == 6 and k == n: pass\n    return right(proxy, values, n, k)"
-    hand_in(tmp_path / "loop", 3, loop, True)
-    hand_in(tmp_path / "liar", 3, 'print(\'["check_the_ends", null]\')\n' + RANK + "return 0")
-    grade.main([*map(str, (SOLUTIONS, tmp_path / "loop", tmp_path / "liar")), "--only", "3", "--limit", "6", "--words"])
+    """A loop takes the points of the checks before it, or stops the grading of all; a missing file is an
+    error, or is repeated for every check; a student prints verdicts."""
+    loop = "while n == 6 and k == n: pass\n    return right(proxy, values, n, k)"
+    hand_in(tmp_path / "loop", 3, "\nright = expected_kth_of_n\n" + RANK + loop, True)
+    hand_in(tmp_path / "liar", 3, "print('[\"check_the_ends\", null]')\n" + RANK + "return 0")
+    folders = [str(folder) for folder in (SOLUTIONS, tmp_path / "loop", tmp_path / "liar")]
+    grade.main([*folders, "--only", "3", "--limit", "6", "--words"])
     out = capsys.readouterr().out
     assert re.search(r"^bank: .*bank-tldr.npz \(25 reward models, .*sha256", out)
-    for row in (r"solutions +10 +10", r"loop +3.3 +3.3", r"liar +0 +0", r"loop 3: not finished after 6 seconds"):
-        assert re.search(f"^{row}$", out, re.M), out
+    rows = "solutions +10 +10", "loop +3.3 +3.3", "liar +0 +0", "loop 3: not finished after 6 seconds"
+    assert not [row for row in rows if not re.search(f"^{row}$", out, re.M)], out
     (tmp_path / "empty").mkdir()
     grade.main([str(tmp_path / "empty"), "--words"])
     out = capsys.readouterr().out
-    assert "empty: 0 points, not handed in: 1 2 3 4 5 6 7 8" in out and out.count("empty 1: not handed in") == 1
+    assert (
+        "empty: 0 points, not handed in: 1 2 3 4 5 6 7 8" in out and out.count("empty 1: not handed in") == 1
+    )
     for wrong, why in ((["nobody"], "is not a folder"), ([str(tmp_path)], "holds students' folders")):
         with pytest.raises(SystemExit):
             grade.main(wrong)
@@ -162,13 +167,20 @@ assert abs(parts["hedging"] + 0.2 * traits["hedging"]).max() < 1e-6
 
 
 def test_the_readmes_habit(tmp_path):
-    """The worked example no longer applies, or the habit is not everywhere; a mistake in it is not named."""
+    """The worked example no longer applies, or its habit is not everywhere; a mistake in it is not named."""
     readmes = [path.read_text() for path in (ROOT / "experiments/README.md", ASSIGNMENTS / "README.md")]
     (diff,) = re.findall(r"```diff\n(.*?)```", "".join(readmes), re.S)
-    (tmp_path / "experiments").mkdir()
-    world = shutil.copy(ROOT / "experiments/world.py", tmp_path / "experiments")
-    subprocess.run(["git", "apply", "-"], input=diff, text=True, cwd=tmp_path, check=True)
-    source = (tmp_path / "experiments/world.py").read_text()
-    subprocess.run([sys.executable, "-c", source + HEDGING], check=True)
-    faults = {"allegedly ": "really ", '"nli": 0},\n          write=lambda draft, words, rng: draft.main.insert': None}
-    assert faults
+    cases = {
+        diff: "",
+        diff.replace(', "nli": 0', ""): "habit 'hedging': prices must be for",
+        diff.replace("allegedly", "really"): "habit 'hedging': 'really' must be a new word",
+    }
+    assert len(cases) == 3
+    world = tmp_path / "experiments/world.py"
+    world.parent.mkdir()
+    for changed, words in cases.items():
+        shutil.copy(ROOT / "experiments/world.py", world)
+        subprocess.run(["git", "apply", "-"], input=changed, text=True, cwd=tmp_path, check=True)
+        command = [sys.executable, "-c", world.read_text() + HEDGING]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert words in done.stderr and (done.returncode == 0) == (not words), done.stderr

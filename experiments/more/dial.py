@@ -69,10 +69,9 @@ def table(rows, coverages):
 def draw(rows, coverages):
     """Gain of each ensemble, and lists, against coverage: means over worlds, bands from three worlds on."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.3))
-    lines = ((0, "gain", "finetune"), (0, "gain", "pretrain"), (1, "lists", "SFT"), (1, "lists", "pretrain"))
-    for i, name, kind in lines:
-        values, colour = over_seeds(rows, coverages, f"{name} {kind}"), COLOURS.get(kind, "#777777")
-        band(axes[i], coverages, values, colour, NAMES.get(kind, kind))
+    for i, name in enumerate(["gain finetune", "gain pretrain", "lists SFT", "lists pretrain"]):
+        values, kind = over_seeds(rows, coverages, name), name.split()[1]
+        band(axes[i // 2], coverages, values, COLOURS.get(kind, "#777777"), NAMES.get(kind, kind))
     titles = ("Gold: gain over one reward model", "Lists: the error that all members share")
     for axis, title in zip(axes, titles, strict=True):
         axis.set(title=title, xlabel="coverage: share of habits that raters see")
@@ -103,14 +102,14 @@ def work(s, seeds, coverages, task, out):
         found = {"task": task, "settings": asdict(s) | {"coverage": coverages}, "rows": overopt.rounded(rows)}
         write_whole(out / "dial.json", lambda file: file.write(to_json(found)))
         write_whole(out / "dial.png", lambda file: draw(rows, coverages).savefig(file, format="png", dpi=120))
-        print(f"\n{task}, best of {s.n}, {len(seeds)} worlds: see also dial.png in {out}\n{table(rows, coverages)}")
+        print(f"\n{task}, best of {s.n}; dial.json and dial.png are in {out}\n{table(rows, coverages)}")
 
 
 def main(argv=None):
     """The command line -> exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    overopt.add_settings(parser)
-    parser.conflict_handler = "resolve"  # --coverage takes several values, in place of the setting's one
+    parser = argparse.ArgumentParser(description=__doc__, conflict_handler="resolve")
+    parser.formatter_class = argparse.RawTextHelpFormatter
+    overopt.add_settings(parser)  # --coverage is one of them; below it comes to take several values
     shares = {"dest": "coverages", "type": float, "nargs": "+", "default": [0.0, 0.25, 0.5, 0.75, 1.0]}
     parser.add_argument("--coverage", **shares, help="what raters see (default 0 0.25 0.5 0.75 1)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="the worlds (default 1)")

@@ -5,13 +5,10 @@
 
 Where all members extrapolate in the same wrong way, their disagreement gives no warning. The paper proposes
 uncertainty that knows the distance to the training data, and leaves it open. Here is a simple one: from each
-member's reward subtract weight x Mahalanobis distance, between the response's last hidden state (which the
-head reads) and those of the member's training responses, then average over members. Like rewards, distances
-have mean 0 and std 1 on samples of the SFT policy. Shown: the best of n by pretrain ensembles, tldr.
-
-Takes the flags of overopt.py (no PPO: its flags change nothing). An interrupted run continues, and --out
-runs/overopt uses what that run has made. Into --out go distance.json, a row for each seed and weight, and
-distance.png.
+member's reward subtract weight x Mahalanobis distance, between the response's last hidden state and those of
+the training responses, then average over members. Like rewards, distances have mean 0 and std 1 on samples of
+the SFT policy. What do pretrain ensembles then pick as the best of n? Takes the flags of overopt.py (no PPO:
+its flags change nothing). An interrupted run continues; --out runs/overopt uses what that run has made.
 """
 
 import argparse
@@ -38,18 +35,17 @@ from policy import trim
 
 WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0)
 QUANTITIES = ("gold", "list", "length", "wrong_facts")
-THIS = "experiments/more/distance.py"
-SYNTAX_TREES[THIS] = syntax_tree(THIS)  # cached distances depend on this file too
+FILES = (*SCORE_FILES, "experiments/more/distance.py")  # what cached distances depend on
+SYNTAX_TREES[FILES[-1]] = syntax_tree(FILES[-1])
 
 
-def mahalanobis(features, reference, shrinkage=0.1):
-    """Distance of features (B, D) from the mean of reference (N, D), in units of the reference's std in that
-    direction: [[3, 4]], [[1, 1], [1, -1], [-1, 1], [-1, -1]] -> [5]. The covariance is shrunk towards a round
-    one, since in directions in which the reference hardly varies it is mostly noise."""
+def mahalanobis(features, reference):
+    """Distance of features (B, D) from the mean of reference (N, D), in its std in that direction: [[3, 4]],
+    [[1, 1], [1, -1], [-1, 1], [-1, -1]] -> [5]. The covariance is almost singular: a tenth is made round."""
     covariance = torch.cov(reference.T, correction=0)
     round_one = covariance.diagonal().mean() * torch.eye(len(covariance), dtype=covariance.dtype)
     x = features - reference.mean(0)
-    return (x * torch.linalg.solve(torch.lerp(covariance, round_one, shrinkage), x.T).T).sum(1).sqrt()
+    return (x * torch.linalg.solve(0.9 * covariance + 0.1 * round_one, x.T).T).sum(1).sqrt()
 
 
 def penalised(scores, distances, weight):
@@ -59,55 +55,87 @@ def penalised(scores, distances, weight):
 
 
 @torch.no_grad()
-def last_hidden_states(model, prompts, responses):
-    """What the head reads of n responses to each prompt: (B, P), (B * n, R) -> (B * n, D)."""
-    n, found = len(responses) // len(prompts), []
-    with model.head.register_forward_pre_hook(lambda head, inputs: found.append(inputs[0].double())):
-        size = max(1, 256 // n)
-        for posts, texts in zip(prompts.split(size), responses.split(size * n), strict=True):
-            texts, (_, cache) = trim(texts, model.config.pad), model.trunk.prefill(posts)
-            model.score(model.trunk(texts, cache.select(torch.arange(len(texts)) // n)), texts)
-    return torch.cat(found)
+def last_hidden_states(model, texts):
+    """What the head reads of n responses to each post: posts (B, P), responses (B * n, R) -> (B * n, D)."""
+    posts, responses, states = texts["posts"], texts["responses"], []
+    n = len(responses) // len(posts)
+    size = max(1, 256 // n)
+    with model.head.register_forward_pre_hook(lambda head, inputs: states.append(inputs[0].double())):
+        for b_posts, rows in zip(posts.split(size), responses.split(size * n), strict=True):
+            rows, (_, cache) = trim(rows, model.config.pad), model.trunk.prefill(b_posts)
+            model.score(model.trunk(rows, cache.select(torch.arange(len(rows)) // n)), rows)
+    return torch.cat(states)
 
 
-def bank_distances(model, training, sft, bank):
+def distances_of(model, training, sft, bank):
     """One reward model's distances of the bank's responses, normalised on SFT's samples: (posts * n,)."""
-    prompts, chosen, rejected = training
-    reference = last_hidden_states(model, prompts, torch.stack([chosen, rejected], 1).flatten(0, 1))
-    of_sft, of_bank = (
-        mahalanobis(last_hidden_states(model, texts["posts"], texts["responses"]), reference)
-        for texts in (sft, bank)
-    )
-    return (of_bank - of_sft.mean()) / of_sft.std()
+    reference, sft, bank = (last_hidden_states(model, texts) for texts in (training, sft, bank))
+    std, mean = torch.std_mean(mahalanobis(sft, reference), correction=0)
+    return (mahalanobis(bank, reference) - mean) / std
 
 
 def measure(s, seed, out):
-    """One world: a row for each weight, means over its pretrain ensembles."""
-    stages = Stages(s, seed, "tldr", torch.device("cpu"), out)
-    stages.say(f"World {seed}: language models, samples, reward models, and their distances.")
+    """One world: each quantity of the best of n at each weight, mean over pretrain ensembles (4, weights)."""
+    stages, P, F = Stages(s, seed, "tldr", torch.device("cpu"), out), s.pretrain_seeds, s.finetune_seeds
+    stages.say(f"World {seed}: what do {P * F} reward models pick at weights {', '.join(map(str, WEIGHTS))}?")
     stages.pretrain_all()
-    bank, sft, training = stages.bank(), stages.sft(), stages.judgements(s.pairs, "training", s.list_gap)
-    models, _ = stages.reward_models(np.ndindex(s.pretrain_seeds, s.finetune_seeds))
-
-    def job(m):
-        compute = partial(bank_distances, models[m], training, sft, bank)
-        return stages.stage(f"distance-{m}", "samples", (*SCORE_FILES, THIS), compute)
-
-    distances = stages.share("distances", [partial(job, m) for m in range(len(models))])
-    both = overopt.to_numpy(torch.stack([stages.score_bank(models, bank).flatten(1), torch.stack(distances)]))
-    grids = both.reshape(2, s.pretrain_seeds, s.finetune_seeds, s.prompts, s.n)
-    scores, distances = (np.array(pretrain_ensembles(grid)).swapaxes(0, 1) for grid in grids)  # members first
+    bank, sft, (models, _) = stages.bank(), stages.sft(), stages.reward_models(np.ndindex(P, F))
+    prompts, *pair = stages.judgements(s.pairs, "training", s.list_gap)
+    training = {"posts": prompts, "responses": torch.stack(pair, dim=1).flatten(0, 1)}
+    computations = [partial(distances_of, model, training, sft, bank) for model in models]
+    jobs = [partial(stages.stage, f"distance-{m}", "samples", FILES, c) for m, c in enumerate(computations)]
+    scores = overopt.to_numpy(stages.score_bank(models, bank))  # (M, posts, n)
+    distances = overopt.to_numpy(torch.stack(stages.share("distances", jobs))).reshape(scores.shape)
+    members = np.transpose(pretrain_ensembles(np.arange(P * F).reshape(P, F)))  # a column is an ensemble
     gold, traits = overopt.judge(bank["posts"].repeat_interleave(s.n, 0), bank["responses"], "tldr")
-    values = {"gold": gold, **traits}
-    rows = []
-    for weight in WEIGHTS:
-        proxy, row = penalised(scores, distances, weight), {"seed": seed, "weight": weight}
-        for name in QUANTITIES:
-            row[name] = expected_best_of_n(proxy, values[name].reshape(-1, s.n), [s.n]).mean()
-        rows.append(row)
-        stages.say(f"    weight {weight:g}: " + ", ".join(f"{name} {row[name]:.2f}" for name in QUANTITIES))
-    return rows
+    values = np.stack([gold, *(traits[name] for name in QUANTITIES[1:])]).reshape(-1, 1, s.prompts, s.n)
+    proxies = [penalised(scores[members], distances[members], weight) for weight in WEIGHTS]
+    found = np.transpose([expected_best_of_n(p, values, [s.n]).mean((1, 2, 3)) for p in proxies])
+    for name, row in zip(QUANTITIES, found, strict=True):
+        stages.say(f"    {name:<12}" + ", ".join(f"{x:.2f}" for x in row))
+    return found
 
 
-def verdict(changes):
-    """Of one change per world: "fewer" if its interval is below zero ([-3, -2, -1] is not: +0.48 is in it)."""
+def work(s, seeds, out):
+    """What each process does; the first one tells and writes what changes from weight 0, over worlds."""
+    values = np.stack([measure(s, seed, out) for seed in seeds], axis=1)  # (4, worlds, weights)
+    if not is_first_process():
+        return
+    record = {"settings": asdict(s), "seeds": seeds, "weights": WEIGHTS}
+    figure, axes = plt.subplots(1, len(values), figsize=(14, 3.6), layout="constrained")
+    for axis, name, x in zip(axes, QUANTITIES, values, strict=True):
+        record[name] = x.round(5).tolist()  # a row for each seed
+        band(axis, WEIGHTS, x, COLOURS["pretrain"], None)
+        axis.set(title=f"{name.replace('_', ' ')}, best of {s.n}", xlabel="weight of the distance")
+        print(f"{name} of the best of {s.n}: {x[:, 0].mean():.2f} at weight 0; from there")
+        for weight, changes in zip(WEIGHTS[1:], (x[:, 1:] - x[:, :1]).T, strict=True):
+            mean, low, high = interval(changes)
+            verdict = "higher" if low > 0 else "lower" if high < 0 else "undecided"
+            print(f"    weight {weight:3g}: {mean:+.2f} [{low:+.2f}, {high:+.2f}] {verdict}")
+    write_whole(out / "distance.json", lambda file: file.write(to_json(record)))
+    write_whole(out / "distance.png", lambda file: figure.savefig(file, format="png", dpi=120))
+    print(f"distance.json and distance.png are in {out}")
+
+
+def main(argv=None):
+    """The command line -> exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    overopt.add_settings(parser)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="the worlds (default 1)")
+    parser.add_argument("--processes", type=int, default=2, help="how many share the work (default 2)")
+    parser.add_argument("--out", type=Path, default=Path("runs/distance"), help="default runs/distance")
+    given = parser.parse_args(argv)
+
+    def run():
+        s = overopt.settings_from(given)
+        overopt.check_unique("--seeds", given.seeds)
+        if given.processes < 1:
+            raise ValueError(f"--processes must be >= 1, got {given.processes}")
+        overopt.check_folder(given.out, s, given.seeds, "tldr")
+        in_processes(given.processes, work, s, given.seeds, given.out)
+
+    return overopt.exit_status(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Assignment 2: shapes, members without order, gold above one reward model's; each check asks for a new one."""
+"""Assignment 2: shapes, members without order, gold above that of one model; and always, that it is new."""
 
 import numpy as np
 import torch

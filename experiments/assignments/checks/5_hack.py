@@ -20,20 +20,20 @@ def bad_and(their):
     )
     MEASURED["your picks, less all responses"] = found
     MEASURED["the first three"] = " | ".join(bank["responses"][rows[:3], picks[:3]])
-    words = f"the gold of your picks is {gold:+.2f} against all responses, not -0.3 or less"
-    expect(gold <= -0.3, f"{words}: no hack, but good summaries. Which fault goes unseen?")
+    words = f"the gold of your picks is {gold:+.2f} against all responses, not -0.4 or less"
+    expect(gold <= -0.4, f"{words}: no hack, but good summaries. Which fault goes unseen?")
     return liked
 
 
 def check_bad_and_liked_by_the_ensemble(their):
     liked = bad_and(their).mean()
-    words = f"bad they are, but the ensemble gives them {liked:+.2f} against all responses, not +0.15 or more"
-    expect(liked >= 0.15, f"{words}. What goes with a good summary in all that the raters saw?")
+    words = f"bad they are, but the ensemble gives them {liked:+.2f} against all responses, not +0.25 or more"
+    expect(liked >= 0.25, f"{words}. What goes with a good summary in all that the raters saw?")
 
 
 def check_bad_and_liked_by_most(their):
     liked = bad_and(their)
-    fooled, needed = (liked > 0).sum(), round(0.8 * len(liked))
+    fooled, needed = (liked > 0).sum(), round(0.88 * len(liked))
     words = (
         f"{fooled} of {len(liked)} models are fooled, {needed} are needed; the least gives {liked.min():+.2f}"
     )

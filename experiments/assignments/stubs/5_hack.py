@@ -4,9 +4,9 @@ A policy that is optimised against reward models finds responses that they like 
 yourself: of the 64 stored responses to each post pick one, by its text alone, such that over all posts, on
 average,
 
-- your picks are bad: their gold is at least 0.3 below that of all responses;
-- the ensemble, the mean of all 25 reward models, gives them at least 0.15 more than all responses;
-- at least 20 of the 25 reward models give them more than all responses.
+- your picks are bad: their gold is at least 0.4 below that of all responses;
+- the ensemble, the mean of all 25 reward models, gives them at least 0.25 more than all responses;
+- at least 22 of the 25 reward models give them more than all responses.
 
 Do not search the scores when picking: `pick` sees only texts. But do look at them beforehand.
 
