@@ -216,9 +216,13 @@ class Stages:
         return self.stage(f"pretrain-{p}", "models", LM_FILES, compute)
 
     def pretrain_all(self):
-        """The policy's pretraining and the reward models', by all processes."""
+        """The policy's pretraining and SFT, and the reward models' pretrainings, by all processes."""
         names = ["policy", *range(self.settings.pretrain_seeds)]
-        return self.share("pretraining", [partial(self.pretrain, p) for p in names])
+        states = self.share("pretraining", [partial(self.pretrain, p) for p in names])
+        # Shared here, not in `sft`, which jobs call: processes have unequal numbers of jobs, and a barrier
+        # needs all processes.
+        self.share("SFT", [self.sft])
+        return states
 
     def sft(self):
         """The SFT policy's weights, and its responses to some posts, on which reward models are
@@ -235,7 +239,7 @@ class Stages:
             responses = sample(model, posts, world.RESPONSE_LENGTH, self.generator("normalisation samples"))
             return {"state": model.state_dict(), "posts": posts, "responses": responses}
 
-        return self.share("SFT", [partial(self.stage, "sft", "models", LM_FILES, compute)])[0]
+        return self.stage("sft", "models", LM_FILES, compute)
 
     # ----- reward models
 
