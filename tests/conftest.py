@@ -1,6 +1,7 @@
 """Puts the repository and experiments/ on the path, and gives the tests one tiny model over ten tokens:
 words 0 to 7, EOS 8, PAD 9."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -40,8 +41,8 @@ def responses():
     return words.where(position < end, 8).where(position <= end, 9)
 
 
-TINY = """--quick --pretrain-texts 300 --pretrain-steps 20 --sft-steps 5 --pairs 100 --prompts 8 --n 8
---ppo-updates 2 --ppo-batch 16""".split()
+TINY = """--quick --width 16 --rm-width 16 --pretrain-seeds 2 --finetune-seeds 2 --pretrain-texts 300
+--pretrain-steps 20 --sft-steps 5 --pairs 100 --prompts 8 --n 8 --ppo-updates 2 --ppo-batch 16""".split()
 
 
 def overopt(out, *flags):
@@ -58,10 +59,11 @@ def tiny(tmp_path_factory):
     while not list(out.glob("cache/*.pt")):
         assert stopped.poll() is None, stopped.stderr.read()
         time.sleep(0.05)
-    stopped.send_signal(signal.SIGINT)
+    os.killpg(stopped.pid, signal.SIGINT)  # as a terminal does: to all of the run's processes
     _, said = stopped.communicate()
     assert stopped.returncode == 130, said
     assert "Traceback" not in said
+    assert not list(out.glob("world-*.json")), "it was not interrupted, but ran to its end"
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (out / "said.txt").write_text(done.stdout)
