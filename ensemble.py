@@ -54,7 +54,7 @@ class Ensemble:
     def scores(self, prompts, responses):
         """Every member's reward of n responses to each prompt: (B, P), (B * n, R) -> (M, B * n).
         On a GPU launches cost most: all members at once. On a CPU memory does: a member at a time, in chunks
-        that stay in the processor's cache, is as fast from a handful of rows on (measured)."""
+        that stay in the processor's cache, is about as fast at 8 rows and faster beyond."""
         check_responses(responses, self.skeleton.config.pad)
         if responses.device.type == "cpu":
             return torch.stack([member_scores(rm, prompts, responses) for rm in self.rms])

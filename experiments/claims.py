@@ -164,7 +164,9 @@ def rank_corr_shift(evidence):
 
 @claim()
 def rank_corr_pretrain(evidence):
-    """Rank correlation of reward models on PPO's texts: within a pretraining - between pretrainings."""
+    """Rank correlation of reward models on PPO's texts: within a pretraining - between pretrainings.
+
+    PPO on pretrain ensembles, unlike `rank_corr_shift`, at the smallest KL weight."""
     means = [
         pair_means(rank_correlation(run["scores"]), evidence.scores.shape[1])
         for run in evidence.runs_of("pretrain")
@@ -305,7 +307,8 @@ def best_of_n_curves(evidence):
 
 def agreement(evidence):
     """Rewards of one model's picks by itself, others of its pretraining and other pretrainings, and the rank
-    correlations of reward models, on SFT's samples and on PPO's texts: {name: (self, same, other)}."""
+    correlations of reward models, on SFT's samples and on the texts of PPO on one reward model:
+    {name: (self, same, other)}."""
     F = evidence.scores.shape[1]
     on_ppo = [pair_means(rank_correlation(run["scores"]), F) for run in evidence.runs_of("single")]
     found = {

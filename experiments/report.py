@@ -17,6 +17,7 @@ from claims import KINDS, claims_table
 
 ROOT = Path(__file__).parent.parent
 READMES = [ROOT / "README.md", ROOT / "experiments/results/README.md"]
+RECORD_KEYS = set("seed task settings accuracy claims best_of_n agreement traits ppo texts".split())
 NAMES = {"single": "one reward model", "finetune": "finetune ensemble", "pretrain": "pretrain ensemble"}
 
 
@@ -35,11 +36,12 @@ def load_records(folder):
     for path in sorted(folder.glob("world-*.json")):
         try:
             record = json.loads(path.read_text())
-            records.setdefault(record["task"], []).append(record)
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(
-                f"{path} is not a world's record. Delete it, and make that world again."
-            ) from None
+            missing = RECORD_KEYS.difference(record)
+        except (ValueError, TypeError):
+            missing = RECORD_KEYS
+        if missing:
+            raise ValueError(f"{path} is not a world's record. Delete it, and make that world again.")
+        records.setdefault(record["task"], []).append(record)
     return {task: sorted(found, key=lambda record: record["seed"]) for task, found in records.items()}
 
 

@@ -167,6 +167,14 @@ def test_damaged_files_are_named(file, tiny, tmp_path, capsys):
     assert path.name in said and said.count("\n") == 1
 
 
+@pytest.mark.parametrize("text", ["{", "[]", "3", '{"task": "tldr"}', '{"task": "tldr", "seed": 3}'])
+def test_incomplete_records_are_named(text, tmp_path):
+    """A record that is JSON, but not a world's, ends in a KeyError."""
+    (tmp_path / RECORD).write_text(text)
+    with pytest.raises(ValueError, match=RECORD):
+        report.load_records(tmp_path)
+
+
 def test_report_prints_the_claims(tiny):
     """The tables cannot be made again from the records."""
     command = [sys.executable, ROOT / "experiments/report.py", tiny]
