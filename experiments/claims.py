@@ -8,7 +8,6 @@ models, samples, PPO. Nothing is pooled, so a claim's interval over worlds is th
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
@@ -24,9 +23,7 @@ class Evidence:
 
     accuracy: np.ndarray  # (P, F), on validation pairs
     scores: np.ndarray  # (P, F, posts, n), the reward models' rewards of the SFT policy's samples
-    control: (
-        np.ndarray | None
-    )  # (P, posts, n), of a pretrain ensemble trained without the spurious correlation
+    control: np.ndarray | None  # (P, posts, n), a pretrain ensemble's without the spurious correlation
     gold: np.ndarray  # (posts, n), the true reward of the samples
     traits: dict  # name -> (posts, n), of the samples
     aggregate: Callable  # (members, ...) -> (...)
@@ -45,7 +42,7 @@ class Evidence:
         return np.array([self.aggregate(np.array(members)) for members in ensembles])
 
     def best_of_n(self, kind, values, ns):
-        """Mean of `values` (posts, n) over the best of n by a kind, for each n: (len(ns),)."""
+        """Mean of `values`, (posts, n) or (ensembles, posts, n), of the best of n by a kind: (len(ns),)."""
         return expected_best_of_n(self.proxies(kind), values, ns).mean((0, 1))
 
     def runs_of(self, kind, weight=min):
@@ -55,12 +52,9 @@ class Evidence:
 
 
 # ----- tools --------------------------------------------------------------------------------------
-
-
 def pair_means(matrix, F):
-    """Means of an (M, M) matrix over the pairs of a reward model with itself, with another of its
-    pretraining, and with one of another pretraining: (self, same, other). Models are ordered by
-    pretraining, F of each."""
+    """Means of an (M, M) matrix over pairs of a reward model with itself, with others of its pretraining and
+    with other pretrainings: [self, same, other]. Models are ordered by pretraining, F of each."""
     itself, pretraining = np.eye(len(matrix), dtype=bool), np.arange(len(matrix)) // F
     alike = pretraining[:, None] == pretraining
     return [matrix[pairs].mean() if pairs.any() else np.nan for pairs in (itself, alike & ~itself, ~alike)]
@@ -86,32 +80,33 @@ def same_spread(samples, texts):
 
 
 # ----- the claims ---------------------------------------------------------------------------------
-
 CLAIMS = {}
 BEST_N = 8  # where one reward model's gold was highest on the development seeds
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim. signs: for each task the direction claimed, 1 or -1; 0: described, not tested; None: not
-    claimed."""
+    """signs: the direction claimed for each task, 1 or -1; 0: described, not tested; None: not claimed."""
 
     id: str
     statement: str
     measure: Callable  # Evidence -> number
-    signs: tuple = (1, 1, 1)  # tldr, helpful, nli
+    signs: tuple  # tldr, helpful, nli
 
     def sign(self, task):
-        return dict(zip(("tldr", "helpful", "nli"), self.signs, strict=True))[task]
+        return self.signs[("tldr", "helpful", "nli").index(task)]
+
+
+def add_claim(id, statement, measure, signs=(1, 1, 1)):
+    CLAIMS[id] = Claim(id, statement, measure, signs)
 
 
 def claim(*signs):
-    """Decorator: a function of one world's Evidence is a claim. The first line of its docstring is the
-    statement."""
+    """Decorator: a claim is a function of one world's Evidence, its docstring's first line the statement."""
 
     def enter(measure):
         statement = measure.__doc__.splitlines()[0].rstrip(".")
-        CLAIMS[measure.__name__] = Claim(measure.__name__, statement, measure, signs or (1, 1, 1))
+        add_claim(measure.__name__, statement, measure, signs)
         return measure
 
     return enter
@@ -123,7 +118,7 @@ def accuracy_spread(evidence):
     return evidence.accuracy.std()
 
 
-@claim()
+@claim(1, 1, 1)
 def bon_self_vs_same(evidence):
     """Reward of a text like one model's pick, but not picked: by itself - by others of its pretraining.
 
@@ -139,14 +134,14 @@ def bon_self_vs_same(evidence):
     return itself - same
 
 
-@claim()
+@claim(1, 1, 1)
 def bon_same_vs_other(evidence):
     """Reward of one model's best-of-n pick: by others of its pretraining - by other pretrainings."""
     _, same, other = pair_means(judged(evidence.flat, best_of_n(evidence.flat)), evidence.scores.shape[1])
     return same - other
 
 
-@claim()
+@claim(1, 1, 1)
 def rank_corr_shift(evidence):
     """Rank correlation of reward models: on SFT's samples - on PPO's texts.
 
@@ -154,27 +149,25 @@ def rank_corr_shift(evidence):
     the `same_spread`. PPO on one reward model, at the smallest KL weight; mean over all pairs of models."""
     falls = []
     for run in evidence.runs_of("single"):
-        on_sft, on_ppo = (
-            rank_correlation(same_spread(evidence.flat, run["scores"])),
-            rank_correlation(run["scores"]),
-        )
+        on_sft = rank_correlation(same_spread(evidence.flat, run["scores"]))
+        on_ppo = rank_correlation(run["scores"])
         falls.append((on_sft - on_ppo)[~np.eye(len(on_ppo), dtype=bool)].mean())
     return np.mean(falls)
 
 
-@claim()
+@claim(1, 1, 1)
 def rank_corr_pretrain(evidence):
     """Rank correlation of reward models on PPO's texts: within a pretraining - between pretrainings.
 
     PPO on pretrain ensembles, unlike `rank_corr_shift`, at the smallest KL weight."""
-    means = [
-        pair_means(rank_correlation(run["scores"]), evidence.scores.shape[1])
-        for run in evidence.runs_of("pretrain")
-    ]
-    return np.mean([same - other for _, same, other in means])
+    differences = []
+    for run in evidence.runs_of("pretrain"):
+        _, same, other = pair_means(rank_correlation(run["scores"]), evidence.scores.shape[1])
+        differences.append(same - other)
+    return np.mean(differences)
 
 
-@claim()
+@claim(1, 1, 1)
 def overopt_bon(evidence):
     """Gold of the best of n by one reward model: at n = 8 - at the largest n."""
     n = evidence.gold.shape[1]
@@ -182,7 +175,7 @@ def overopt_bon(evidence):
     return best - largest
 
 
-@claim()
+@claim(1, 1, 1)
 def overopt_rl(evidence):
     """Gold of PPO on one reward model: at the largest KL weight - at the smallest."""
     return gold_of_ppo(evidence, "single", max) - gold_of_ppo(evidence, "single")
@@ -198,35 +191,34 @@ def gold_of_ppo(evidence, kind, weight=min):
     return np.mean([run["gold"].mean() for run in evidence.runs_of(kind, weight)])
 
 
-def difference(gold_of, better, worse, evidence):
-    return gold_of(evidence, better) - gold_of(evidence, worse)
-
-
-for method, gold_of, words in (
-    ("bon", gold_of_best, "Gold of the best of n"),
-    ("rl", gold_of_ppo, "Gold of PPO at the smallest KL weight"),
-):
+def add_comparisons(method, words, gold_of):
+    """One ensemble against another, or against one reward model: three claims."""
     for better, worse in (("finetune", "single"), ("pretrain", "finetune"), ("pretrain", "single")):
-        name = f"{method}_{better}_vs_{worse}"
-        measure_difference = partial(difference, gold_of, better, worse)
-        CLAIMS[name] = Claim(name, f"{words}: {better} - {worse}", measure_difference)
+
+        def difference(evidence, better=better, worse=worse):
+            return gold_of(evidence, better) - gold_of(evidence, worse)
+
+        add_claim(f"{method}_{better}_vs_{worse}", f"{words}: {better} - {worse}", difference)
 
 
-def herding(trait, evidence):
-    """A trait of the PPO policies on pretrain ensembles, at the smallest KL weight, minus that of SFT's
-    samples."""
-    traits = [run["traits"][trait].mean() for run in evidence.runs_of("pretrain")]
-    return np.mean(traits) - evidence.traits[trait].mean()
+add_comparisons("bon", "Gold of the best of n", gold_of_best)
+add_comparisons("rl", "Gold of PPO at the smallest KL weight", gold_of_ppo)
 
 
-for trait, words, signs in (
-    ("list", "Share of lists", (1, 1, None)),  # nli's raters see careless writers alone: nothing is planted
-    ("numbers", "Share of responses with a number", (1, 1, -1)),
-    ("length", "Words in a response", (1, 1, -1)),
-    ("wrong_facts", "Wrong facts in a response", (1, 1, 1)),
-):
-    statement = f"{words}: PPO on pretrain ensembles - SFT"
-    CLAIMS[f"herd_{trait}"] = Claim(f"herd_{trait}", statement, partial(herding, trait), signs)
+def add_herding(trait, words, signs):
+    """A trait of PPO's policies on pretrain ensembles, at the smallest KL weight, against SFT's samples."""
+
+    def difference(evidence):
+        traits = [run["traits"][trait].mean() for run in evidence.runs_of("pretrain")]
+        return np.mean(traits) - evidence.traits[trait].mean()
+
+    add_claim(f"herd_{trait}", f"{words}: PPO on pretrain ensembles - SFT", difference, signs)
+
+
+add_herding("list", "Share of lists", (1, 1, None))  # nli's raters see careless writers alone: none planted
+add_herding("numbers", "Share of responses with a number", (1, 1, -1))
+add_herding("length", "Words in a response", (1, 1, -1))
+add_herding("wrong_facts", "Wrong facts in a response", (1, 1, 1))
 
 
 @claim(1, 1, None)
@@ -238,14 +230,12 @@ def control_list(evidence):
 
 
 def measure(evidence, task):
-    """{id: number} of the claims that a task has; None where a world is too small to say (one
-    pretraining)."""
+    """{id: number} of a task's claims; None where a world is too small to say (one pretraining)."""
     numbers = {c.id: float(c.measure(evidence)) for c in CLAIMS.values() if c.sign(task) is not None}
     return {name: number if np.isfinite(number) else None for name, number in numbers.items()}
 
 
 # ----- over worlds --------------------------------------------------------------------------------
-
 # 97.5 % quantiles of Student's t with 1, 2, 3 ... degrees of freedom.
 T_975 = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145]
 T_975 += [2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048]
@@ -253,10 +243,10 @@ T_975 += [2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 
 
 def interval(numbers):
     """Mean and 95 % t-interval of one number per world: interval([1, 2, 3]) is (2, -0.48, 4.48)."""
-    n, mean = len(numbers), np.mean(numbers)
+    n, mean = len(numbers), float(np.mean(numbers))
     if n < 2:
         return mean, -np.inf, np.inf
-    half = T_975[min(n - 2, len(T_975) - 1)] * np.std(numbers, ddof=1) / n**0.5
+    half = T_975[min(n - 2, len(T_975) - 1)] * float(np.std(numbers, ddof=1)) / n**0.5
     return mean, mean - half, mean + half
 
 
@@ -289,33 +279,25 @@ def claims_table(records):
 
 
 # ----- what tables and figures show of one world --------------------------------------------------
-
-
 def best_of_n_curves(evidence):
     """Gold and proxy of the best of n: {"n": [...], "kl": [...], kind: {"gold": [...], "proxy": [...]}}."""
     N = evidence.gold.shape[1]
     ns = [n for n in (1, 2, 4, 8, 16, 32, 64, 128, 256) if n < N] + [N]
     curves = {"n": ns, "kl": [bon_kl(n) for n in ns]}
     for kind in KINDS:
-        proxies = evidence.proxies(kind)
-        values = {"gold": evidence.gold, "proxy": proxies}
-        curves[kind] = {
-            name: expected_best_of_n(proxies, x, ns).mean((0, 1)).tolist() for name, x in values.items()
-        }
+        values = {"gold": evidence.gold, "proxy": evidence.proxies(kind)}
+        curves[kind] = {name: evidence.best_of_n(kind, x, ns).tolist() for name, x in values.items()}
     return curves
 
 
 def agreement(evidence):
-    """Rewards of one model's picks by itself, others of its pretraining and other pretrainings, and the rank
-    correlations of reward models, on SFT's samples and on the texts of PPO on one reward model:
-    {name: (self, same, other)}."""
-    F = evidence.scores.shape[1]
+    """How alike reward models are, [self, same, other] each: the rewards of their best-of-n picks, and their
+    rank correlations on SFT's samples and on the texts of PPO on one reward model."""
+    F, flat = evidence.scores.shape[1], evidence.flat
     on_ppo = [pair_means(rank_correlation(run["scores"]), F) for run in evidence.runs_of("single")]
     found = {
-        "reward of the best-of-n pick": pair_means(judged(evidence.flat, best_of_n(evidence.flat)), F),
-        "rank correlation, SFT's samples": pair_means(
-            rank_correlation(evidence.flat.reshape(len(evidence.flat), -1)), F
-        ),
+        "reward of the best-of-n pick": pair_means(judged(flat, best_of_n(flat)), F),
+        "rank correlation, SFT's samples": pair_means(rank_correlation(flat.reshape(len(flat), -1)), F),
         "rank correlation, PPO's texts": np.mean(on_ppo, axis=0),
     }
     return {name: [float(x) for x in means] for name, means in found.items()}
@@ -323,13 +305,11 @@ def agreement(evidence):
 
 def trait_table(evidence):
     """Mean traits and gold of each policy: {policy: {trait: mean}}, PPO's at the smallest KL weight."""
-    N = [evidence.gold.shape[1]]
-    quantities = {"gold": evidence.gold, **evidence.traits}
+    N, quantities = [evidence.gold.shape[1]], {"gold": evidence.gold, **evidence.traits}
     table = {"SFT": {name: x.mean() for name, x in quantities.items()}}
     for kind in KINDS:
-        table[f"best of n, {kind}"] = {
-            name: evidence.best_of_n(kind, x, N)[0] for name, x in quantities.items()
-        }
+        best = {name: evidence.best_of_n(kind, x, N)[0] for name, x in quantities.items()}
+        table[f"best of n, {kind}"] = best
     for kind in KINDS:
         runs = [{"gold": run["gold"], **run["traits"]} for run in evidence.runs_of(kind)]
         table[f"PPO, {kind}"] = {name: np.mean([run[name].mean() for run in runs]) for name in quantities}

@@ -17,41 +17,37 @@ matplotlib.use("Agg")  # files only: no window, no display needed
 import matplotlib.pyplot as plt
 import numpy as np
 from claims import KINDS, claims_table, interval
-from report import NAMES, load_records
+from report import NAMES, on_folder
 from stages import write_whole
 
+GREY = "#777777"
 COLOURS = {"single": "#d55e00", "finetune": "#e69f00", "pretrain": "#0072b2"}
-plt.rcParams.update(
-    {
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "grid.alpha": 0.25,
-        "font.size": 12,
-        "axes.titlesize": 13,
-        "axes.titlelocation": "left",
-        "legend.frameon": False,
-    }
-)
+plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
+plt.rcParams.update({"axes.grid": True, "grid.alpha": 0.25, "axes.titlelocation": "left"})
+plt.rcParams.update({"font.size": 12, "axes.titlesize": 13})
 
 
-def band(axis, x, values, colour, label, style="-"):
+def band(axis, x, values, colour, label, style="o-"):
     """Mean line and band of values (worlds, points) over x (points,)."""
     mean, low, high = np.array([interval(column) for column in np.transpose(values)]).T
-    axis.plot(x, mean, "o" + style, color=colour, label=label, linewidth=2, markersize=5)
+    axis.plot(x, mean, style, color=colour, label=label, linewidth=2, markersize=5)
     if len(values) >= 3:
         axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+
+
+def runs_of(record, kind, kl_weight):
+    """The PPO runs of a kind at a KL weight."""
+    return [run for run in record["ppo"] if (run["kind"], run["kl_weight"]) == (kind, kl_weight)]
 
 
 def frontier(records):
     """Gold against KL: PPO at each KL weight, from SFT outwards."""
     figure, axis = plt.subplots(figsize=(7.5, 4.6))
-    sft = [r["traits"]["SFT"]["gold"] for r in records]
     weights = sorted({run["kl_weight"] for run in records[0]["ppo"]}, reverse=True)
     for kind in KINDS:
-        kl, gold = [np.zeros(len(records))], [sft]
+        kl, gold = [np.zeros(len(records))], [[r["traits"]["SFT"]["gold"] for r in records]]
         for weight in weights:
-            runs = [[x for x in r["ppo"] if (x["kind"], x["kl_weight"]) == (kind, weight)] for r in records]
+            runs = [runs_of(r, kind, weight) for r in records]
             kl.append([np.mean([run["kl"] for run in found]) for found in runs])
             gold.append([np.mean([run["gold"] for run in found]) for found in runs])
         band(axis, np.mean(kl, axis=1), np.transpose(gold), COLOURS[kind], NAMES[kind])
@@ -66,15 +62,14 @@ def best_of_n(records):
     """Proxy and gold against n, side by side."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.3))
     ns = records[0]["best_of_n"]["n"]
-    titles = {"proxy": "Best of n: the proxy keeps rising", "gold": "The true reward does not"}
-    for axis, (name, title) in zip(axes, titles.items(), strict=True):
+    for axis, name in zip(axes, ("proxy", "gold"), strict=True):
         for kind in KINDS:
             band(axis, ns, [r["best_of_n"][kind][name] for r in records], COLOURS[kind], NAMES[kind])
         axis.set_xscale("log", base=2)
         axis.set_xticks(ns, [str(n) for n in ns])
-        axis.set(
-            title=title, xlabel="n", ylabel={"proxy": "reward that picks", "gold": "true reward (gold)"}[name]
-        )
+        axis.set(xlabel="n")
+    axes[0].set(title="Best of n: the proxy keeps rising", ylabel="reward that picks")
+    axes[1].set(title="The true reward does not", ylabel="true reward (gold)")
     axes[0].legend()
     return figure
 
@@ -82,17 +77,12 @@ def best_of_n(records):
 def training(records):
     """Proxy and gold during PPO at the smallest KL weight, averaged over runs and worlds."""
     figure, axes = plt.subplots(1, 3, figsize=(13, 4), sharey=True)
+    weight = min(run["kl_weight"] for run in records[0]["ppo"])
     for axis, kind in zip(axes, KINDS, strict=True):
         for name, style in (("proxy", "--"), ("gold", "-")):
-            curves = []
-            for r in records:
-                weight = min(run["kl_weight"] for run in r["ppo"])
-                runs = [run for run in r["ppo"] if (run["kind"], run["kl_weight"]) == (kind, weight)]
-                curves.append(np.mean([run["curve"][name] for run in runs], axis=0))
-            mean, low, high = np.array([interval(column) for column in np.transpose(curves)]).T
-            axis.plot(mean, style, color=COLOURS[kind], label=name, linewidth=2)
-            if len(records) >= 3:
-                axis.fill_between(range(len(mean)), low, high, color=COLOURS[kind], alpha=0.15, linewidth=0)
+            runs = [runs_of(r, kind, weight) for r in records]
+            curves = [np.mean([run["curve"][name] for run in found], axis=0) for found in runs]
+            band(axis, range(len(curves[0])), curves, COLOURS[kind], name, style)
         axis.set(title=NAMES[kind], xlabel="PPO update")
         axis.legend()
     axes[0].set(ylabel="reward")
@@ -101,13 +91,13 @@ def training(records):
 
 
 def claims(records):
-    """Every tested claim: each world a dot, mean and interval; in units of the worlds' spread."""
+    """Every tested claim: each world a dot, mean and interval; in units of its largest world."""
     rows = [row for row in claims_table(records) if row["sign"] != 0][::-1]
     figure, axis = plt.subplots(figsize=(9, 0.4 * len(rows) + 1.3))
-    colours = {"reproduced": "#0072b2", "opposite": "#d55e00"}
+    colours = {"reproduced": COLOURS["pretrain"], "opposite": COLOURS["single"]}
     for y, row in enumerate(rows):
         scale = row["sign"] / (np.abs(row["numbers"]).max() or 1.0)
-        colour = colours.get(row["verdict"], "#777777")
+        colour = colours.get(row["verdict"], GREY)
         axis.plot(np.array(row["numbers"]) * scale, [y] * len(row["numbers"]), "o", color=colour, alpha=0.35)
         if np.isfinite(row["low"]):
             axis.plot([row["low"] * scale, row["high"] * scale], [y, y], color=colour, linewidth=3)
@@ -122,7 +112,7 @@ def claims(records):
 def traits(records):
     """What SFT and the aligned policies write: traits of each, a dot for a world."""
     names = [name for name in records[0]["traits"]["SFT"] if name != "gold"]
-    policies = {"SFT": "#777777"} | {f"PPO, {kind}": COLOURS[kind] for kind in KINDS}
+    policies = {"SFT": GREY} | {f"PPO, {kind}": COLOURS[kind] for kind in KINDS}
     figure, axes = plt.subplots(2, -(-len(names) // 2), figsize=(13, 5.5))
     for axis in axes.flat[len(names) :]:
         axis.axis("off")
@@ -137,37 +127,22 @@ def traits(records):
     return figure
 
 
-FIGURES = {f.__name__: f for f in (frontier, best_of_n, training, claims, traits)}
-
-
 def draw(records, folder):
     """Write every figure of a task's records into the folder, as frontier-tldr.png and so on."""
-    for name, function in FIGURES.items():
+    for function in (frontier, best_of_n, training, claims, traits):
         figure = function(records)
         figure.tight_layout()
-        path = folder / f"{name}-{records[0]['task']}.png"
+        path = folder / f"{function.__name__}-{records[0]['task']}.png"
         write_whole(path, lambda file, figure=figure: figure.savefig(file, format="png", dpi=120))
         plt.close(figure)
 
 
-def main():
-    """Draw the figures of a folder again."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folder", type=Path, help="the folder of a finished run")
-    folder = parser.parse_args().folder
-    try:
-        records = load_records(folder)
-        if not records:
-            raise ValueError(
-                f"{folder} has no world-*.json: run python experiments/overopt.py --out {folder}"
-            )
-        for found in records.values():
-            draw(found, folder)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
+def draw_all(arguments, records):
+    """The figures of every task."""
+    for found in records.values():
+        draw(found, arguments.folder)
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    sys.exit(on_folder(parser, draw_all))

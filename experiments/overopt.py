@@ -18,6 +18,7 @@ import platform
 import sys
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
+from math import inf
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # the five files live one folder up
@@ -27,18 +28,28 @@ import figures
 import numpy as np
 import report
 import torch
-import torch.multiprocessing as mp
 import world
 from claims import KINDS, Evidence
 from stages import Stages, in_processes, is_first_process, rank_and_size, write_whole
 
 from ensemble import AGGREGATORS, aggregate, finetune_ensembles, pretrain_ensembles
 
+CORES = min(4, os.cpu_count() or 1)
 
-def setting(group, default, help, quick=None):
+# What a flag may be: in words, and as a test of its value, or of each of several.
+POSITIVE = ">= 1", lambda x: x >= 1
+FROM_TWO = ">= 2", lambda x: x >= 2  # a correlation needs two posts, a choice two samples
+FROM_ZERO = ">= 0 and finite", lambda x: 0 <= x < inf
+ABOVE_ZERO = "> 0 and finite", lambda x: 0 < x < inf
+SHARE = "between 0 and 1", lambda x: 0 <= x <= 1
+LIST_GAP = f"between 0 and {2 * world.LIST_RATE}", lambda x: 0 <= x <= 2 * world.LIST_RATE
+AGGREGATOR = f"one of {', '.join(AGGREGATORS)}", lambda x: x in AGGREGATORS
+
+
+def setting(group, default, allowed, help, quick=None):
     """A flag. group: the stages that depend on it, see stages.py; quick: its default under --quick."""
-    metadata = {"group": group, "help": help, "quick": default if quick is None else quick}
-    return field(default=default, metadata=metadata)
+    quick = default if quick is None else quick
+    return field(default=default, metadata={"group": group, "allowed": allowed, "help": help, "quick": quick})
 
 
 @dataclass(frozen=True)
@@ -46,39 +57,37 @@ class Settings:
     """Every setting that a world's numbers depend on, and so every flag that sets one."""
 
     # the models
-    width: int = setting("models", 64, "width of the policy")
-    rm_width: int = setting("models", 64, "width of the reward models")
-    layers: int = setting("models", 2, "layers of every transformer")
-    heads: int = setting("models", 2, "attention heads of every transformer")
-    pretrain_seeds: int = setting("models", 5, "pretrainings for reward models; the policy has its own", 3)
-    pretrain_texts: int = setting("models", 20000, "texts for each pretraining, and for SFT", 8000)
-    pretrain_steps: int = setting("models", 1200, "updates of a pretraining", 500)
-    sft_steps: int = setting("models", 200, "updates of supervised finetuning of the policy", 60)
-    list_gap: float = setting("models", 0.15, "careful writers' list rate minus careless ones'")
+    width: int = setting("models", 64, POSITIVE, "width of the policy")
+    rm_width: int = setting("models", 64, POSITIVE, "width of the reward models")
+    layers: int = setting("models", 2, POSITIVE, "layers of every transformer")
+    heads: int = setting("models", 2, POSITIVE, "attention heads of every transformer")
+    pretrain_seeds: int = setting("models", 5, POSITIVE, "pretrainings of reward models, not the policy's", 3)
+    pretrain_texts: int = setting("models", 20000, POSITIVE, "texts for each pretraining, and for SFT", 8000)
+    pretrain_steps: int = setting("models", 1200, POSITIVE, "updates of a pretraining", 500)
+    sft_steps: int = setting("models", 200, POSITIVE, "updates of supervised finetuning of the policy", 60)
+    list_gap: float = setting("models", 0.15, LIST_GAP, "careful writers' list rate minus careless ones'")
     # preferences and reward models
-    finetune_seeds: int = setting("preferences", 5, "reward models for each pretraining", 3)
-    pairs: int = setting("preferences", 3000, "preference pairs for training", 1500)
-    rm_epochs: int = setting("preferences", 4, "passes over the pairs")
-    rm_batch: int = setting("preferences", 32, "pairs per update; for nli twice as many responses")
-    rm_lr: float = setting("preferences", 2e-3, "peak learning rate of reward models")
-    eta: float = setting("preferences", 0.01, "weight of the centring term of the Bradley-Terry loss")
-    label_temperature: float = setting("preferences", 0.7, "raters' temperature: higher is noisier")
-    flipped: float = setting("preferences", 0.0, "share of labels that are flipped")
-    coverage: float = setting("preferences", 0.0, "share of the writers' habits that raters see, lists apart")
+    finetune_seeds: int = setting("preferences", 5, POSITIVE, "reward models for each pretraining", 3)
+    pairs: int = setting("preferences", 3000, POSITIVE, "preference pairs for training", 1500)
+    rm_epochs: int = setting("preferences", 4, POSITIVE, "passes over the pairs")
+    rm_batch: int = setting("preferences", 32, POSITIVE, "pairs per update; for nli twice as many responses")
+    rm_lr: float = setting("preferences", 2e-3, ABOVE_ZERO, "peak learning rate of reward models")
+    eta: float = setting("preferences", 0.01, FROM_ZERO, "weight of the Bradley-Terry loss's centring term")
+    label_temperature: float = setting("preferences", 0.7, ABOVE_ZERO, "raters' noise, a softmax temperature")
+    flipped: float = setting("preferences", 0.0, SHARE, "share of labels that are flipped")
+    coverage: float = setting("preferences", 0.0, SHARE, "share of habits that raters see, lists apart")
     # the SFT policy's samples
-    prompts: int = setting("samples", 256, "posts that best-of-n and the finished PPO policies answer", 64)
-    n: int = setting("samples", 64, "samples of each post, for best-of-n")
+    prompts: int = setting("samples", 256, FROM_TWO, "posts that best-of-n and PPO's policies answer", 64)
+    n: int = setting("samples", 64, FROM_TWO, "samples of each post, for best-of-n")
     # PPO
-    kl_weights: tuple[float, ...] = setting("ppo", (0.02, 0.1), "weights beta of the KL penalty")
-    ppo_runs: int = setting("ppo", 4, "PPO runs of a kind at the smallest KL weight, each on other models", 1)
-    ppo_updates: int = setting("ppo", 40, "updates of a PPO run", 20)
-    ppo_batch: int = setting("ppo", 128, "responses per update")
-    aggregator: str = setting("ppo", "mean", f"how ensembles aggregate: {', '.join(AGGREGATORS)}")
+    kl_weights: tuple[float, ...] = setting("ppo", (0.02, 0.1), FROM_ZERO, "weights beta of the KL penalty")
+    ppo_runs: int = setting("ppo", 4, POSITIVE, "PPO runs of a kind at the smallest KL weight", 1)
+    ppo_updates: int = setting("ppo", 40, POSITIVE, "updates of a PPO run", 20)
+    ppo_batch: int = setting("ppo", 128, POSITIVE, "responses per update")
+    aggregator: str = setting("ppo", "mean", AGGREGATOR, "how ensembles aggregate")
 
 
 # ----- the command line ---------------------------------------------------------------------------
-
-
 def flag(name):
     return "--" + name.replace("_", "-")
 
@@ -88,46 +97,30 @@ def add_settings(parser):
     parser.add_argument("--quick", action="store_true", help="smaller defaults, where two are given")
     for f in fields(Settings):
         default, quick = f.default, f.metadata["quick"]
+        defaults = f"default {default}" if quick == default else f"default {default}, quick {quick}"
         several = isinstance(default, tuple)
-        help = f"{f.metadata['help']} (default {default}" + (f", quick {quick})" if quick != default else ")")
-        parser.add_argument(
-            flag(f.name),
-            type=type(default[0]) if several else type(default),
-            nargs="+" if several else None,
-            default=argparse.SUPPRESS,
-            help=help,
-        )
+        kind = {"type": type(default[0]), "nargs": "+"} if several else {"type": type(default)}
+        help = f"{f.metadata['help']} ({defaults})"
+        parser.add_argument(flag(f.name), default=argparse.SUPPRESS, help=help, **kind)
 
 
 def settings_from(arguments):
     """The parsed command line -> Settings."""
-    base = {f.name: f.metadata["quick"] if arguments.quick else f.default for f in fields(Settings)}
-    given = {name: value for name, value in vars(arguments).items() if name in base}
-    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
-    return check(Settings(**base | given))
+    values = {f.name: f.metadata["quick"] if arguments.quick else f.default for f in fields(Settings)}
+    for name, value in vars(arguments).items():
+        if name in values:
+            values[name] = tuple(value) if isinstance(value, list) else value
+    return check(Settings(**values))
 
 
 def check(s):
     """The settings; ValueError, naming the flag, if one makes no sense."""
-    positive = ("width", "rm_width", "layers", "heads", "pretrain_seeds", "finetune_seeds", "pretrain_texts",
-                "pretrain_steps", "sft_steps", "pairs", "rm_epochs", "rm_batch", "ppo_runs", "ppo_updates",
-                "ppo_batch", "n")  # fmt: skip
-    for name in positive:
-        if getattr(s, name) < 1:
-            raise ValueError(f"{flag(name)} must be >= 1, got {getattr(s, name)}")
-    if s.prompts < 2:
-        raise ValueError(f"--prompts must be >= 2, since a correlation needs two, got {s.prompts}")
-    for name in ("flipped", "coverage"):
-        if not 0 <= getattr(s, name) <= 1:
-            raise ValueError(f"{flag(name)} must be between 0 and 1, got {getattr(s, name)}")
-    for name in ("rm_lr", "label_temperature"):
-        if not 0 < getattr(s, name) < float("inf"):
-            raise ValueError(f"{flag(name)} must be > 0 and finite, got {getattr(s, name)}")
-    for name, values in (("eta", [s.eta]), ("kl_weights", s.kl_weights)):
-        if not all(0 <= value < float("inf") for value in values):
-            raise ValueError(f"{flag(name)} must be >= 0 and finite, got {' '.join(map(str, values))}")
-    if not 0 <= s.list_gap <= 2 * world.LIST_RATE:
-        raise ValueError(f"--list-gap must be between 0 and {2 * world.LIST_RATE}, got {s.list_gap}")
+    for f in fields(s):
+        value = getattr(s, f.name)
+        words, is_allowed = f.metadata["allowed"]
+        values = value if isinstance(value, tuple) else (value,)
+        if not all(map(is_allowed, values)):
+            raise ValueError(f"{flag(f.name)} must be {words}, got {' '.join(map(str, values))}")
     for name in ("width", "rm_width"):
         if getattr(s, name) % s.heads:
             raise ValueError(f"{flag(name)} must be a multiple of --heads {s.heads}, got {getattr(s, name)}")
@@ -142,9 +135,7 @@ def check_unique(flag, values):
 
 
 def check_aggregator(name):
-    """ValueError if it is unknown or fails: better now than after minutes of training."""
-    if name not in AGGREGATORS:
-        raise ValueError(f"--aggregator must be one of {', '.join(AGGREGATORS)}, got {name}")
+    """Try it: a reader's own aggregator had better fail now than after minutes of training."""
     try:
         shape = tuple(aggregate(name, torch.randn(5, 3, 2)).shape)
     except Exception as error:
@@ -154,84 +145,50 @@ def check_aggregator(name):
 
 
 def pick_device(name):
-    """--device -> a torch.device; on several GPUs each process has its own."""
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        name = "cuda" if available["cuda"] else "cpu"
+    """--device -> "cpu", "cuda" or "mps"."""
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    available = {"auto": True, "cpu": True, "cuda": cuda, "mps": mps}
     if name not in available:
         raise ValueError(f"--device must be auto, cpu, cuda or mps, got {name}")
     if not available[name]:
         raise ValueError(f"--device {name}: torch sees none on this machine")
-    return name
+    return ("cuda" if cuda else "cpu") if name == "auto" else name
 
 
 # ----- one world ----------------------------------------------------------------------------------
-
-
 def make_world(s, seed, task, device, out):
     """One world and task, from pretraining to its record, a dict ready for JSON."""
     stages = Stages(s, seed, task, device, out)
     say, P, F = stages.say, s.pretrain_seeds, s.finetune_seeds
 
+    # 1. Language models: one becomes the policy, each of the others the trunk of F reward models.
     say(f"World {seed}, {task}: {P + 1} language models learn to write posts and summaries.")
     stages.pretrain_all()
+
+    # 2. The SFT policy, and its samples: best-of-n picks from them, and PPO answers the same posts.
     say(f"The policy learns to summarise (SFT) and writes {s.n} samples for each of {s.prompts} posts.")
     bank = stages.bank()
-    gold, traits = judge(bank["posts"].repeat_interleave(s.n, 0), bank["responses"], task)
 
+    # 3. Reward models, and best-of-n by them.
     say(f"{P * F} reward models learn from the raters: {P} pretrainings x {F} finetunings.")
     models, accuracies = stages.reward_models([(p, f) for p in range(P) for f in range(F)])
-    say(report.accuracy_line(accuracies, stages.ceiling()))
-    scores = to_numpy(stages.score_bank(models, bank))
-    control = None
-    if task != "nli":  # its raters see careless writers alone, so that a list tells them nothing
-        say("Control arm: reward models of raters who see as many lists by either writer.")
-        control_models, _ = stages.reward_models([(p, p % F) for p in range(P)], list_gap=0.0)
-        control = to_numpy(stages.score_bank(control_models, bank, "control"))
-    evidence = Evidence(
-        accuracy=np.reshape(accuracies, (P, F)),
-        scores=scores.reshape(P, F, s.prompts, s.n),
-        control=control,
-        gold=gold.reshape(s.prompts, s.n),
-        traits={name: trait.reshape(s.prompts, s.n) for name, trait in traits.items()},
-        aggregate=partial(aggregate_arrays, s.aggregator),
-        runs=[],
-    )
+    accuracy = {"mean": np.mean(accuracies), "std": np.std(accuracies), "ceiling": stages.ceiling()}
+    say(report.accuracy_line(accuracies, accuracy["ceiling"]))
+    evidence = evidence_of_samples(stages, bank, models, accuracies)
     curves = claims.best_of_n_curves(evidence)
     say(report.best_of_n_lines(curves))
 
+    # 4. PPO on one reward model and on ensembles.
     say("PPO: each line is a run, from its first update to its last.")
-    cases = ppo_cases(s)
-    jobs = [partial(stages.ppo_run, *case, models, bank["posts"]) for case in cases]
-    found = stages.share(f"{task}: PPO", jobs, tell=lambda run: say(report.ppo_line(run), every_process=True))
-    for (kind, run, kl_weight, members), value in zip(cases, found, strict=True):
-        gold, traits = judge(bank["posts"], value["responses"], task)
-        rewards = to_numpy(value["scores"])
-        evidence.runs.append(
-            {
-                "kind": kind,
-                "run": run,
-                "kl_weight": kl_weight,
-                "members": members,
-                "kl": value["kl"].mean().item(),
-                "gold": gold,
-                "proxy": evidence.aggregate(rewards[members]),
-                "scores": rewards,
-                "traits": traits,
-                "responses": value["responses"],
-                "curve": value["curve"],
-            }
-        )
-    sft = stages.sft()["state"]
+    evidence.runs = ppo_runs(stages, bank, models, evidence.aggregate)
+
+    # 5. What is left: arrays to play with, and the record.
     if is_first_process():
-        arrays = bank_arrays(evidence, bank, task)
-        write_whole(out / f"bank-{seed}-{task}.npz", lambda file: np.savez_compressed(file, **arrays))
-        policy = {"config": asdict(stages.language_model(s.width).config), "state": sft}
-        write_whole(out / f"policy-{seed}.pt", lambda file: torch.save(policy, file))
+        write_arrays(stages, evidence, bank, out)
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
     record = rounded({
         "seed": seed, "task": task, "settings": asdict(s), "versions": versions, "device": device.type,
-        "accuracy": {"mean": np.mean(accuracies), "std": np.std(accuracies), "ceiling": stages.ceiling()},
+        "accuracy": accuracy,
         "claims": claims.measure(evidence, task),
         "best_of_n": curves,
         "agreement": claims.agreement(evidence),
@@ -243,10 +200,43 @@ def make_world(s, seed, task, device, out):
     return record
 
 
+def evidence_of_samples(stages, bank, models, accuracies):
+    """Evidence of all but PPO: gold, traits and every reward model's rewards of the bank's samples."""
+    s, task = stages.settings, stages.task
+    P, F = s.pretrain_seeds, s.finetune_seeds
+    gold, traits = judge(bank["posts"].repeat_interleave(s.n, 0), bank["responses"], task)
+    scores = to_numpy(stages.score_bank(models, bank))
+    control = None
+    if task != "nli":  # its raters see careless writers alone, so that a list tells them nothing
+        stages.say("Control arm: reward models of raters who see as many lists by either writer.")
+        control_models, _ = stages.reward_models([(p, p % F) for p in range(P)], list_gap=0.0)
+        control = to_numpy(stages.score_bank(control_models, bank, "control"))
+    return Evidence(
+        accuracy=np.reshape(accuracies, (P, F)),
+        scores=scores.reshape(P, F, s.prompts, s.n),
+        control=control,
+        gold=gold.reshape(s.prompts, s.n),
+        traits={name: trait.reshape(s.prompts, s.n) for name, trait in traits.items()},
+        aggregate=partial(aggregate_arrays, s.aggregator),
+        runs=[],
+    )
+
+
+def ppo_runs(stages, bank, models, aggregate):
+    """Every PPO run, as `Stages.ppo_run` leaves it, with its final policy's gold, traits and proxy."""
+    cases = ppo_cases(stages.settings)
+    jobs = [partial(stages.ppo_run, *case, models, bank["posts"]) for case in cases]
+    runs = stages.share(f"{stages.task}: PPO runs", jobs, tell=report.ppo_line)
+    for run in runs:
+        run["gold"], run["traits"] = judge(bank["posts"], run["responses"], stages.task)
+        run["scores"] = to_numpy(run["scores"])
+        run["proxy"] = aggregate(run["scores"][run["members"]])
+    return runs
+
+
 def ppo_cases(s):
-    """(kind, run, KL weight, members) of every PPO run. Run i is on pretrain ensemble i, on finetune
-    ensemble i, and on the one reward model that the two have in common. The larger KL weights, where runs
-    differ less, get half as many."""
+    """(kind, run, KL weight, members) of every PPO run. Run i is on pretrain ensemble i, on finetune ensemble
+    i, and on the one reward model in both. Larger KL weights, where runs differ less, get half as many."""
     grid = np.arange(s.pretrain_seeds * s.finetune_seeds).reshape(s.pretrain_seeds, s.finetune_seeds).tolist()
     cases = []
     for kl_weight in sorted(s.kl_weights):
@@ -277,8 +267,6 @@ def aggregate_arrays(aggregator, scores):
 
 
 # ----- what a world leaves ------------------------------------------------------------------------
-
-
 def ppo_summary(run):
     """What a record keeps of a PPO run."""
     kept = {name: run[name] for name in ("kind", "run", "kl_weight", "kl", "curve")}
@@ -289,22 +277,31 @@ def texts_of(evidence, bank, post):
     """A post and what each policy made of it: {"post", "responses": [{policy, text, proxy, gold}]}.
 
     proxy: the reward by what the policy was aligned to; for SFT's sample by the pretrain ensemble."""
-    n = evidence.gold.shape[1]
+    gold = evidence.gold[post]
+    samples = bank["responses"].view(*evidence.gold.shape, -1)[post]
     runs = {kind: evidence.runs_of(kind)[0] for kind in ("single", "pretrain")}
     proxies = {kind: evidence.aggregate(evidence.flat[run["members"], post]) for kind, run in runs.items()}
-    shown = []
 
-    def show(policy, tokens, proxy, gold):
-        shown.append({"policy": policy, "text": world.decode(tokens), "proxy": proxy, "gold": gold})
+    def response(policy, tokens, proxy, gold):
+        return {"policy": policy, "text": world.decode(tokens), "proxy": proxy, "gold": gold}
 
-    show("SFT", bank["responses"][post * n], proxies["pretrain"][0], evidence.gold[post, 0])
-    for kind in runs:
-        pick = proxies[kind].argmax()
-        tokens = bank["responses"][post * n + pick]
-        show(f"best of {n}, {kind}", tokens, proxies[kind][pick], evidence.gold[post, pick])
+    responses = [response("SFT", samples[0], proxies["pretrain"][0], gold[0])]
+    for kind, proxy in proxies.items():
+        pick = proxy.argmax()
+        responses.append(response(f"best of {len(gold)}, {kind}", samples[pick], proxy[pick], gold[pick]))
     for kind, run in runs.items():
-        show(f"PPO, {kind}", run["responses"][post], run["proxy"][post], run["gold"][post])
-    return {"post": world.decode(bank["posts"][post]), "responses": shown}
+        ends = run["responses"][post], run["proxy"][post], run["gold"][post]
+        responses.append(response(f"PPO, {kind}", *ends))
+    return {"post": world.decode(bank["posts"][post]), "responses": responses}
+
+
+def write_arrays(stages, evidence, bank, out):
+    """The files bank-SEED-TASK.npz, and policy-SEED.pt with the SFT policy."""
+    s, seed, task = stages.settings, stages.seed, stages.task
+    arrays = bank_arrays(evidence, bank, task)
+    write_whole(out / f"bank-{seed}-{task}.npz", lambda file: np.savez_compressed(file, **arrays))
+    policy = {"config": asdict(stages.language_model(s.width).config), "state": stages.sft()["state"]}
+    write_whole(out / f"policy-{seed}.pt", lambda file: torch.save(policy, file))
 
 
 def bank_arrays(evidence, bank, task):
@@ -313,12 +310,9 @@ def bank_arrays(evidence, bank, task):
     P, F = evidence.accuracy.shape
     parts, _ = world.judge_rows(bank["posts"].repeat_interleave(n, 0), bank["responses"], task)
     responses = [world.decode(row) for row in bank["responses"].tolist()]
-    arrays = {
-        "rewards": evidence.flat,
-        "gold": evidence.gold,
-        **{f"part_{name}": to_numpy(part).reshape(posts, n) for name, part in parts.items()},
-        **{f"trait_{name}": trait for name, trait in evidence.traits.items()},
-    }
+    arrays = {"rewards": evidence.flat, "gold": evidence.gold}
+    arrays |= {f"part_{name}": to_numpy(part).reshape(posts, n) for name, part in parts.items()}
+    arrays |= {f"trait_{name}": trait for name, trait in evidence.traits.items()}
     return {name: array.astype(np.float32) for name, array in arrays.items()} | {
         "pretrain_seed": np.arange(P * F) // F,
         "finetune_seed": np.arange(P * F) % F,
@@ -328,31 +322,25 @@ def bank_arrays(evidence, bank, task):
 
 
 def rounded(x, digits=5):
-    """Plain lists and floats for JSON; numbers rounded, so that the file is short."""
+    """Plain lists and numbers for JSON; floats rounded, so that the file is short."""
     if isinstance(x, dict):
         return {key: rounded(value, digits) for key, value in x.items()}
     if isinstance(x, list | tuple):
         return [rounded(value, digits) for value in x]
-    return round(float(x), digits) if isinstance(x, float | np.floating) else x
+    if isinstance(x, np.generic):
+        x = x.item()
+    return round(x, digits) if isinstance(x, float) else x
 
 
 # ----- the script ---------------------------------------------------------------------------------
-
-
 def work(s, seeds, task, device, out):
     """What each process does: world after world; the first one writes the records, and reports at the end."""
-    device = (
-        torch.device("cuda", rank_and_size()[0] % torch.cuda.device_count())
-        if device == "cuda"
-        else torch.device(device)
-    )
+    if device == "cuda":  # each process on a GPU of its own, as far as there are enough
+        device = f"cuda:{rank_and_size()[0] % torch.cuda.device_count()}"
     for seed in seeds:
-        record = make_world(s, seed, task, device, out)
+        record = report.to_json(make_world(s, seed, task, torch.device(device), out))
         if is_first_process():
-            write_whole(
-                out / f"world-{seed}-{task}.json",
-                lambda file, record=record: file.write(report.to_json(record)),
-            )
+            write_whole(out / f"world-{seed}-{task}.json", lambda file, record=record: file.write(record))
     if is_first_process():
         records = report.load_records(out)[task]
         figures.draw(records, out)
@@ -362,74 +350,62 @@ def work(s, seeds, task, device, out):
 
 
 def check_folder(out, s, seeds, task):
-    """Make the folder. ValueError if it cannot be written, or has worlds of other settings that would stay
-    there."""
+    """Make the folder. ValueError if it cannot be written, or would keep worlds of other settings."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_whole(out / ".writable", lambda file: None)
         (out / ".writable").unlink()
     except OSError as error:
         raise ValueError(f"--out: cannot write into {out} ({error.strerror})") from None
+    here = rounded(asdict(s))
     for record in report.load_records(out).get(task, []):
-        there, here = record["settings"], rounded(asdict(s))
-        other = [flag(name) for name in here if there.get(name) != here[name]]
+        other = [flag(name) for name in here if record["settings"].get(name) != here[name]]
         if other and record["seed"] not in seeds:
-            raise ValueError(
-                f"{out} has world {record['seed']} with another {', '.join(other)}: give another --out"
-            )
+            there = f"{out} has world {record['seed']} with another {', '.join(other)}"
+            raise ValueError(f"{there}: give another --out")
 
 
 def exit_status(function, *args):
-    """0, or after a user's mistake 2 and one line, or after Ctrl-C 130. Nothing is lost: finished stages
-    are kept."""
+    """0; after a user's mistake one line and 2, after Ctrl-C one line and 130: finished stages are kept."""
     try:
         function(*args)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except mp.ProcessExitedException as error:  # which has said why
-        return error.exit_code
     except KeyboardInterrupt:
         print("\nInterrupted. Finished stages are kept: the same command continues there.", file=sys.stderr)
         return 130
     return 0
 
 
+def start(arguments):
+    """Check everything that can be checked before the work, then do it."""
+    s, device = settings_from(arguments), pick_device(arguments.device)
+    seeds, task, processes = arguments.seeds, arguments.task, arguments.processes
+    check_unique("--seeds", seeds)
+    if task not in world.TASKS:
+        raise ValueError(f"--task must be one of {', '.join(world.TASKS)}, got {task}")
+    if processes is None:
+        processes = CORES if device == "cpu" else 1
+    if processes < 1:
+        raise ValueError(f"--processes must be >= 1, got {processes}")
+    out = arguments.out or Path("runs", "quick" if arguments.quick else "overopt")
+    check_folder(out, s, seeds, task)
+    in_processes(processes, work, s, seeds, task, device, out)
+
+
 def main(argv=None):
     """The command line -> exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    cores = min(4, os.cpu_count() or 1)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="the worlds to make (default 1)")
-    parser.add_argument("--task", default="tldr", help=f"who rates: {', '.join(world.TASKS)} (default tldr)")
-    parser.add_argument(
-        "--device", default="auto", help="auto (cuda if there is one, else cpu), cpu, cuda or mps"
-    )
-    parser.add_argument(
-        "--processes",
-        type=int,
-        help=f"how many share the work; changes no result (default {cores}; 1 on a GPU)",
-    )
-    parser.add_argument("--out", type=Path, help="folder for results (default runs/overopt, or runs/quick)")
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    add = parser.add_argument
+    add("--seeds", type=int, nargs="+", default=[1], help="the worlds to make (default 1)")
+    add("--task", default="tldr", help=f"who rates: {', '.join(world.TASKS)} (default tldr)")
+    add("--device", default="auto", help="auto (cuda if there is one, else cpu), cpu, cuda or mps")
+    add("--processes", type=int, help=f"how many share the work (default {CORES}; 1 on a GPU)")
+    add("--out", type=Path, help="folder for results (default runs/overopt, or runs/quick)")
     add_settings(parser)
-    arguments = parser.parse_args(argv)
-
-    def run():
-        s, device = settings_from(arguments), pick_device(arguments.device)
-        check_unique("--seeds", arguments.seeds)
-        if arguments.task not in world.TASKS:
-            raise ValueError(f"--task must be one of {', '.join(world.TASKS)}, got {arguments.task}")
-        processes = (
-            arguments.processes if arguments.processes is not None else cores if device == "cpu" else 1
-        )
-        if processes < 1:
-            raise ValueError(f"--processes must be >= 1, got {processes}")
-        out = arguments.out or Path("runs", "quick" if arguments.quick else "overopt")
-        check_folder(out, s, arguments.seeds, arguments.task)
-        in_processes(processes, work, s, arguments.seeds, arguments.task, device, out)
-
-    return exit_status(run)
+    return exit_status(start, parser.parse_args(argv))
 
 
 if __name__ == "__main__":

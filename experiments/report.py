@@ -17,13 +17,11 @@ from claims import KINDS, claims_table
 
 ROOT = Path(__file__).parent.parent
 READMES = [ROOT / "README.md", ROOT / "experiments/results/README.md"]
-RECORD_KEYS = set("seed task settings accuracy claims best_of_n agreement traits ppo texts".split())
 NAMES = {"single": "one reward model", "finetune": "finetune ensemble", "pretrain": "pretrain ensemble"}
+KEYS = set("seed task settings accuracy claims best_of_n agreement traits ppo texts".split())
 
 
 # ----- records ------------------------------------------------------------------------------------
-
-
 def to_json(record):
     """Bytes of indented JSON, lists of numbers on one line."""
     text = json.dumps(record, indent=1, allow_nan=False)
@@ -36,18 +34,30 @@ def load_records(folder):
     for path in sorted(folder.glob("world-*.json")):
         try:
             record = json.loads(path.read_text())
-            missing = RECORD_KEYS.difference(record)
-        except (ValueError, TypeError):
-            missing = RECORD_KEYS
-        if missing:
+        except ValueError:
+            record = None
+        if not isinstance(record, dict) or not record.keys() >= KEYS:
             raise ValueError(f"{path} is not a world's record. Delete it, and make that world again.")
         records.setdefault(record["task"], []).append(record)
     return {task: sorted(found, key=lambda record: record["seed"]) for task, found in records.items()}
 
 
+def on_folder(parser, use):
+    """A script on a folder: use(arguments, records) -> exit status, 2 and one line if it has no records."""
+    parser.add_argument("folder", type=Path, help="the folder of a finished run")
+    arguments = parser.parse_args()
+    try:
+        records = load_records(arguments.folder)
+        if not records:
+            raise ValueError(f"{arguments.folder} has no world-*.json: see experiments/overopt.py --help")
+        use(arguments, records)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
 # ----- a run's lines of progress ------------------------------------------------------------------
-
-
 def sparkline(values, width=12):
     """Numbers as a row of bars: sparkline([0, 1, 2, 3]) is "▁▃▆█"."""
     values = [np.mean(part) for part in np.array_split(values, min(width, len(values)))]
@@ -57,11 +67,9 @@ def sparkline(values, width=12):
 
 def accuracy_line(accuracies, ceiling):
     """How well the reward models tell which response a rater prefers."""
-    mean, std = np.mean(accuracies), np.std(accuracies)
-    return (
-        f"They order {mean:.1%} (std {std:.1%}) of unseen pairs as the raters do; "
-        f"the true reward itself orders {ceiling:.1%}, since raters are noisy."
-    )
+    found = f"{np.mean(accuracies):.1%} (std {np.std(accuracies):.1%})"
+    noise = f"the true reward itself orders {ceiling:.1%}, since raters are noisy"
+    return f"They order {found} of unseen pairs as the raters do; {noise}."
 
 
 def best_of_n_lines(curves):
@@ -91,8 +99,6 @@ def post_lines(text):
 
 
 # ----- tables -------------------------------------------------------------------------------------
-
-
 def number(row):
     """A claim's mean and interval: "+0.15 [+0.06, +0.24]", or the mean alone of one world."""
     if not np.isfinite(row["low"]):
@@ -100,25 +106,18 @@ def number(row):
     return f"{row['mean']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
 
 
-def claims_lines(records):
-    """The claims of a task for the terminal, a line each."""
-    lines = []
-    for row in claims_table(records):
-        agree = f"{row['agree']} of {len(row['numbers'])}" if row["sign"] else ""
-        lines.append(f"  {row['id']:<24} {number(row):<22} {agree:>8}  {row['verdict']}")
-    return lines
+def agree(row):
+    """In how many worlds a claim's number has its sign: "7 of 8"."""
+    return f"{row['agree']} of {len(row['numbers'])}" if row["sign"] else ""
 
 
 def summary(records):
-    """What the worlds of a task say: at most 40 lines."""
-    worlds = len(records)
-    seeds = ", ".join(str(record["seed"]) for record in records)
-    title = f"{records[0]['task']}: {worlds} world{'s' if worlds > 1 else ''} (seed {seeds})"
-    lines = [
-        title,
-        f"  {'claim':<24} {'mean [95 % interval]':<22} {'agree':>8}  verdict",
-        *claims_lines(records),
-    ]
+    """What the worlds of a task say, for the terminal: a line for each claim."""
+    worlds, seeds = len(records), ", ".join(str(record["seed"]) for record in records)
+    lines = [f"{records[0]['task']}: {worlds} world{'s' if worlds > 1 else ''} (seed {seeds})"]
+    lines.append(f"  {'claim':<24} {'mean [95 % interval]':<22} {'agree':>8}  verdict")
+    for row in claims_table(records):
+        lines.append(f"  {row['id']:<24} {number(row):<22} {agree(row):>8}  {row['verdict']}")
     if worlds < 3:
         lines.append("  One world shows numbers, not verdicts: three or more have intervals (--seeds 1 2 3).")
     return "\n".join(lines)
@@ -132,42 +131,36 @@ def markdown(header, rows):
 
 def claims_markdown(records):
     """A row for each claim, a column for each task: mean and interval; bold where it is reproduced."""
-    tables = {task: {row["id"]: row for row in claims_table(found)} for task, found in records.items()}
-    statements = {row["id"]: row["statement"] for table in tables.values() for row in table.values()}
-    rows = []
-    for name, statement in statements.items():
-        found = [table.get(name) for table in tables.values()]
-        cells = [
-            "" if row is None else f"**{number(row)}**" if row["verdict"] == "reproduced" else number(row)
-            for row in found
-        ]
-        rows.append([f"`{name}`", statement, *cells])
+    rows = {}
+    for column, found in enumerate(records.values()):
+        for row in claims_table(found):
+            bold = "**" if row["verdict"] == "reproduced" else ""
+            cells = rows.setdefault(row["id"], [f"`{row['id']}`", row["statement"]] + [""] * len(records))
+            cells[2 + column] = f"{bold}{number(row)}{bold}"
     worlds = [f"{task} ({len(found)} worlds)" for task, found in records.items()]
-    return markdown(["claim", "what is measured", *worlds], rows)
+    return markdown(["claim", "what is measured", *worlds], rows.values())
 
 
 def full_markdown(records):
     """The claims of one task in full, with every world's number."""
     rows = []
     for row in claims_table(records):
-        agree = f"{row['agree']} of {len(row['numbers'])}" if row["sign"] else ""
-        dots = " ".join(f"{x:+.2f}" for x in row["numbers"])
-        rows.append([f"`{row['id']}`", number(row), f"{row['median']:+.2f}", agree, row["verdict"], dots])
+        median, *numbers = [f"{x:+.2f}" for x in (row["median"], *row["numbers"])]
+        cells = [number(row), median, agree(row), row["verdict"], " ".join(numbers)]
+        rows.append([f"`{row['id']}`", *cells])
     return markdown(["claim", "mean and interval", "median", "agree", "verdict", "each world"], rows)
 
 
 def traits_markdown(records):
     """Mean traits and gold of each policy of a task, over worlds."""
-    policies, names = list(records[0]["traits"]), list(records[0]["traits"]["SFT"])
-    rows = [
-        [p, *(f"{np.mean([r['traits'][p][name] for r in records]):.2f}" for name in names)] for p in policies
-    ]
+    rows, names = [], list(records[0]["traits"]["SFT"])
+    for policy in records[0]["traits"]:
+        means = [np.mean([r["traits"][policy][name] for r in records]) for name in names]
+        rows.append([policy, *(f"{mean:.2f}" for mean in means)])
     return markdown(["policy", *names], rows)
 
 
 # ----- the READMEs --------------------------------------------------------------------------------
-
-
 def found_bullets(records):
     """The main README's four findings, each for every task."""
     tables = {task: {row["id"]: row for row in claims_table(found)} for task, found in records.items()}
@@ -177,10 +170,10 @@ def found_bullets(records):
         return ", ".join(f"{task} {number(row)}" for task, row in rows.items())
 
     def shares(policy, trait):
-        means = {
-            task: np.mean([r["traits"][policy][trait] for r in found]) for task, found in records.items()
-        }
-        return ", ".join(f"{task} {mean:.0%}" for task, mean in means.items())
+        cells = []
+        for task, found in records.items():
+            cells.append(f"{task} {np.mean([r['traits'][policy][trait] for r in found]):.0%}")
+        return ", ".join(cells)
 
     return f"""\
 - **Overoptimisation of one reward model.** True reward lost from the best of 8 to the best of 64:
@@ -196,16 +189,14 @@ def found_bullets(records):
 
 def sections(records):
     """{name: text} of what the READMEs fill in between <!-- name --> and <!-- end -->."""
-    first = next(iter(records.values()))
-    worlds = [
-        f"- {task}: seeds {', '.join(str(r['seed']) for r in found)}" for task, found in records.items()
-    ]
-    results = [
-        f"## {task}\n\n{full_markdown(found)}\n\n{traits_markdown(found)}" for task, found in records.items()
-    ]
+    worlds, results = [], []
+    for task, found in records.items():
+        worlds.append(f"- {task}: seeds {', '.join(str(record['seed']) for record in found)}")
+        results.append(f"## {task}\n\n{full_markdown(found)}\n\n{traits_markdown(found)}")
+    first = next(iter(records.values()))[0]
     return {
         "found": found_bullets(records),
-        "post": f"```\n{post_lines(first[0]['texts'][0])}\n```",
+        "post": f"```\n{post_lines(first['texts'][0])}\n```",
         "claims": claims_markdown(records),
         "worlds": "\n".join(worlds),
         "results": "\n\n".join(results),
@@ -215,36 +206,27 @@ def sections(records):
 def fill(page, records):
     """A README's text with its sections filled in anew."""
     for name, text in sections(records).items():
-        pattern = f"(<!-- {name} -->\n).*?(<!-- end -->)"
-        page = re.sub(
-            pattern, lambda match, text=text: f"{match[1]}{text}\n{match[2]}", page, flags=re.DOTALL
-        )
+        before, section, after = page.partition(f"<!-- {name} -->\n")
+        if section:
+            page = before + section + text + "\n<!-- end -->" + after.partition("<!-- end -->")[2]
     return page
 
 
+def show(arguments, records):
+    """Print the claims of every task, and fill the READMEs if asked to."""
+    for found in records.values():
+        print(summary(found) + "\n")
+    if arguments.readme:
+        for path in READMES:
+            path.write_text(fill(path.read_text(), records))
+
+
 def main():
-    """The claims of every task in a folder, printed, or filled into the READMEs -> exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folder", type=Path, help="the folder of a finished run")
+    """The command line -> exit status."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--readme", action="store_true", help="fill the READMEs' tables from these records")
-    arguments = parser.parse_args()
-    try:
-        records = load_records(arguments.folder)
-        if not records:
-            raise ValueError(
-                f"{arguments.folder} has no world-*.json: see python experiments/overopt.py --help"
-            )
-        for found in records.values():
-            print(summary(found) + "\n")
-        if arguments.readme:
-            for path in READMES:
-                path.write_text(fill(path.read_text(), records))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return on_folder(parser, show)
 
 
 if __name__ == "__main__":

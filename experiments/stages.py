@@ -1,5 +1,4 @@
-"""The stages of a world, from pretraining to PPO: each is computed once, kept on disk, and shared among
-processes.
+"""The stages of a world, from pretraining to PPO: each computed once, kept on disk, shared among processes.
 
 A stage is kept under a hash of the settings it depends on and of the source files it runs. Settings come in
 GROUPS, in the order of the pipeline, and a stage depends on its own group and on those before it. Of a file
@@ -9,14 +8,17 @@ only the syntax tree counts, so that a comment changes nothing.
 import ast
 import hashlib
 import json
+import logging
 import os
 import sys
+import tempfile
 import time
 import uuid
 from dataclasses import fields
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from threading import RLock
 
 import torch
 import torch.distributed as dist
@@ -36,19 +38,17 @@ LM_FILES = ("policy.py", "experiments/world.py", "experiments/stages.py")
 RM_FILES = (*LM_FILES, "rm.py")
 SCORE_FILES = (*RM_FILES, "ensemble.py")
 PPO_FILES = (*SCORE_FILES, "ppo.py")
+tqdm.set_lock(RLock())  # its own leaks a semaphore, with a warning, when a process is ended
+logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # our one line says it
 
 
 # ----- the cache ----------------------------------------------------------------------------------
-
-
 def syntax_tree(path):
     """What a source file does, as text: without comments, docstrings and layout."""
     tree = ast.parse((ROOT / path).read_text())
     for node in ast.walk(tree):
-        if (
-            isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
-            and ast.get_docstring(node) is not None
-        ):
+        may_have_docstring = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        if may_have_docstring and ast.get_docstring(node) is not None:
             node.body = node.body[1:]
     return ast.dump(tree)
 
@@ -58,8 +58,7 @@ SYNTAX_TREES = {path: syntax_tree(path) for path in PPO_FILES}
 
 
 def write_whole(path, write):
-    """Call write(file) on a temporary file beside `path`, then put it in place: readers see all of it or
-    nothing."""
+    """Call write(file) on a temporary file, then move it to `path`: readers see all of it or nothing."""
     part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
     try:
         with open(part, "wb") as file:
@@ -78,9 +77,8 @@ def load_stage(path, device):
 
 
 # ----- processes ----------------------------------------------------------------------------------
-# The matrices of a tiny model are too small to be split between threads: two processes of one thread
-# do far more work than one process of two. Nothing but files goes between them, so on a CPU the
-# results are those of one process, byte for byte.
+# A tiny model's matrices are too small to be split between threads: two processes of one thread do far more
+# work than one process of two. They exchange nothing but files, so on a CPU their number changes no result.
 
 
 def rank_and_size():
@@ -94,43 +92,52 @@ def is_first_process():
 
 
 def in_processes(count, work, *args):
-    """Run work(*args) in `count` processes of one thread; or, started by torchrun, in those that it has
-    started.
-
-    PyTorch's launcher watches them: if one fails, it ends the others and raises."""
+    """Run work(*args) in `count` processes of one thread, or in those that torchrun has started."""
     if dist.is_torchelastic_launched():
-        join_group(None, None, None, work, args)
+        in_group(-1, {}, None, work, args)  # the environment says which one this is
     elif count == 1:
         torch.set_num_threads(1)
         work(*args)
     else:
-        store = Path(os.path.realpath(args[-1])) / f".processes-{uuid.uuid4().hex}"
+        spawn(count, work, args)
+
+
+def spawn(count, work, args):
+    """By PyTorch's launcher: if a process fails, it ends the others. ValueError with what that one said."""
+    with tempfile.TemporaryDirectory() as folder:
+        mistake, meeting_point = Path(folder, "mistake"), Path(folder, "processes").as_uri()
+        where = {"world_size": count, "init_method": meeting_point}
         try:
-            mp.spawn(join_group, (count, store.as_uri(), work, args), nprocs=count)
-        finally:
-            store.unlink(missing_ok=True)
+            mp.spawn(in_group, (where, mistake, work, args), nprocs=count, daemon=True)
+        except (mp.ProcessRaisedException, mp.ProcessExitedException) as error:
+            # The others may fail first, as they lose the one they wait for: what counts is its message.
+            if mistake.exists():
+                raise ValueError(mistake.read_text()) from None
+            if isinstance(error, mp.ProcessExitedException):
+                raise ValueError(str(error)) from None  # it was killed, as for lack of memory
+            raise
 
 
-def join_group(rank, size, store, work, args):
-    """What each process does. gloo on a GPU as well: all that the processes do together is wait."""
+def in_group(rank, where, mistake, work, args):
+    """What each process does; a user's mistake goes into the file `mistake`, if there is one.
+
+    gloo on a GPU as well: all that the processes do together is wait."""
     torch.set_num_threads(1)
-    where = {} if store is None else {"rank": rank, "world_size": size, "init_method": store}
-    dist.init_process_group("gloo", timeout=timedelta(days=1), **where)
+    dist.init_process_group("gloo", timeout=timedelta(days=1), rank=rank, **where)
     try:
         work(*args)
-    except (ValueError, OSError) as error:  # a user's mistake: one line, no traceback
-        print(f"error: {error}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        if mistake is None:
+            raise
+        mistake.write_text(str(error))
         sys.exit(2)
     finally:
         dist.destroy_process_group()
 
 
 # ----- the stages ---------------------------------------------------------------------------------
-
-
 class Stages:
-    """The stages of one world (seed) and task. Each returns its value, computed now or read from the
-    cache."""
+    """The stages of one world (seed) and task. Each returns its value, computed or read from the cache."""
 
     def __init__(self, settings, seed, task, device, folder):
         self.settings, self.seed, self.task, self.device = settings, seed, task, device
@@ -140,12 +147,9 @@ class Stages:
 
     def path_of(self, name, group, files):
         """Where a stage's value is kept: a hash of all that it depends on is part of the name."""
-        past = GROUPS[: GROUPS.index(group) + 1]
-        settings = {
-            f.name: getattr(self.settings, f.name)
-            for f in fields(self.settings)
-            if f.metadata["group"] in past
-        }
+        groups = GROUPS[: GROUPS.index(group) + 1]
+        names = [f.name for f in fields(self.settings) if f.metadata["group"] in groups]
+        settings = {name: getattr(self.settings, name) for name in names}
         sources = [SYNTAX_TREES[path] for path in files]
         inputs = [self.seed, name, settings, sources, self.device.type, torch.__version__]
         key = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:12]
@@ -165,13 +169,16 @@ class Stages:
             tqdm.write(f"[{time.perf_counter() - self.start:4.0f} s] {text}")
             sys.stdout.flush()
 
-    def share(self, what, jobs, tell=lambda value: None):
-        """The values of independent stages. Each process computes its part of them, calls tell(value) after
-        each, and then reads the others' parts."""
+    def share(self, what, jobs, tell=None):
+        """The values of independent stages. Each process computes its part of them, says tell(value) after
+        each, then reads the others' parts. A job must not share in its turn: its process would wait there."""
         rank, size = rank_and_size()
-        mine = jobs[rank::size]
-        for job in tqdm(mine, what, leave=False, disable=None if rank == 0 else True):
-            tell(job())
+        label = what if size == 1 else f"{what}, one process of {size}"
+        # disable=None: no bar where stderr is not a terminal.
+        for job in tqdm(jobs[rank::size], label, file=sys.stderr, leave=False, disable=rank > 0 or None):
+            value = job()
+            if tell:
+                self.say(tell(value), every_process=True)
         if size > 1:
             dist.barrier()
         return [job() for job in jobs]
@@ -186,30 +193,26 @@ class Stages:
     # ----- language models
 
     def language_model(self, width, state=None, seed=0):
-        s = self.settings
-        context = world.PROMPT_LENGTH + world.RESPONSE_LENGTH
-        model = LanguageModel(Config(world.VOCAB_SIZE, context, width, s.layers, s.heads), seed).to(
-            self.device
-        )
+        s, context = self.settings, world.PROMPT_LENGTH + world.RESPONSE_LENGTH
+        config = Config(world.VOCAB_SIZE, context, width, s.layers, s.heads)
+        model = LanguageModel(config, seed).to(self.device)
         if state is not None:
             model.load_state_dict(state)
         return model
 
     def broad_texts(self, *names):
-        """Texts of writers with all habits: (count, T)."""
-        s = self.settings
-        prompts, responses = world.sample_texts(
-            s.pretrain_texts, self.seed_for(*names), world.writers(s.list_gap)
-        )
+        """Posts and responses of writers with all habits: (pretrain_texts, P + R)."""
+        s, seed = self.settings, self.seed_for(*names)
+        prompts, responses = world.sample_texts(s.pretrain_texts, seed, world.writers(s.list_gap))
         return torch.cat([prompts, responses], dim=1).to(self.device)
 
     def pretrain(self, p):
         """One pretraining's weights: its seed sets initialisation and data. p is a number, or "policy"."""
-        width = self.settings.width if p == "policy" else self.settings.rm_width
 
         def compute():
+            s, config = self.settings, TrainConfig(steps=self.settings.pretrain_steps)
+            width = s.width if p == "policy" else s.rm_width
             model = self.language_model(width, seed=self.seed_for("initialisation", p))
-            config = TrainConfig(steps=self.settings.pretrain_steps)
             train_lm(model, self.broad_texts("texts", p), config, self.seed_for("order", p), label=None)
             return model.state_dict()
 
@@ -218,46 +221,50 @@ class Stages:
     def pretrain_all(self):
         """The policy's pretraining and SFT, and the reward models' pretrainings, by all processes."""
         names = ["policy", *range(self.settings.pretrain_seeds)]
-        states = self.share("pretraining", [partial(self.pretrain, p) for p in names])
-        # Shared here, not in `sft`, which jobs call: processes have unequal numbers of jobs, and a barrier
-        # needs all processes.
-        self.share("SFT", [self.sft])
-        return states
+        return self.share("language models", [partial(self.pretrain, p) for p in names])
 
     def sft(self):
-        """The SFT policy's weights, and its responses to some posts, on which reward models are
-        normalised."""
+        """The SFT policy's weights, and its responses to some posts, on which reward models are normalised:
+        {"state", "posts" (512, P), "responses" (512, R)}."""
 
         def compute():
             model = self.language_model(self.settings.width, self.pretrain("policy"))
-            texts, config = (
-                self.broad_texts("references"),
-                TrainConfig(steps=self.settings.sft_steps, lr=1e-3),
-            )
-            train_lm(model, texts, config, self.seed_for("sft order"), world.PROMPT_LENGTH, label=None)
+            config = TrainConfig(steps=self.settings.sft_steps, lr=1e-3)
+            texts, seed = self.broad_texts("references"), self.seed_for("sft order")
+            train_lm(model, texts, config, seed, world.PROMPT_LENGTH, label=None)
             posts = world.sample_posts(512, self.seed_for("normalisation posts")).to(self.device)
             responses = sample(model, posts, world.RESPONSE_LENGTH, self.generator("normalisation samples"))
             return {"state": model.state_dict(), "posts": posts, "responses": responses}
 
         return self.stage("sft", "models", LM_FILES, compute)
 
+    def bank(self):
+        """n samples of the SFT policy for each post: {"posts" (posts, P), "responses" (posts * n, R)}."""
+
+        def compute():
+            s, model = self.settings, self.language_model(self.settings.width, self.sft()["state"])
+            posts = world.sample_posts(s.prompts, self.seed_for("bank posts")).to(self.device)
+            generator = self.generator("bank samples")
+            chunks = posts.split(max(1, 512 // s.n))  # 512 rows at once: their keys and values stay small
+            drawn = [sample(model, chunk, world.RESPONSE_LENGTH, generator, n=s.n) for chunk in chunks]
+            return {"posts": posts, "responses": torch.cat(drawn)}
+
+        return self.share("SFT", [partial(self.stage, "bank", "samples", LM_FILES, compute)])[0]
+
     # ----- reward models
 
     def judgements(self, count, name, list_gap):
-        """What the raters say: prompts, chosen, rejected of `count` pairs; for nli prompts, responses,
-        labels of twice as many responses."""
+        """Prompts, chosen, rejected of `count` pairs; nli: prompts, responses, labels, twice as many rows."""
         s, seed = self.settings, self.seed_for(name)
         if self.task == "nli":
             data = world.sample_labels(2 * count, seed, list_gap, s.flipped, s.coverage)
         else:
-            data = world.sample_preferences(
-                count, seed, list_gap, s.label_temperature, s.flipped, s.coverage, self.task
-            )
+            noise = (s.label_temperature, s.flipped)
+            data = world.sample_preferences(count, seed, list_gap, *noise, s.coverage, self.task)
         return [tensor.to(self.device) for tensor in data]
 
     def accuracy(self, reward, data):
-        """Share of pairs that a reward function orders as the rater does. For nli a pair is any response
-        that the rater found right and any that it did not."""
+        """Share of pairs ordered as the rater does; nli: any response found right, with any found wrong."""
         if self.task == "nli":
             prompts, responses, labels = data
             rewards = reward(prompts, responses)
@@ -270,36 +277,31 @@ class Stages:
         data = self.judgements(VALIDATION_PAIRS, "validation", self.settings.list_gap)
         return self.accuracy(partial(world.gold, task=self.task), data)
 
-    def train_reward_model(self, p, f, training, validation, sft):
-        """Reward model (p, f): pretraining p; finetuning seed f draws the head and sets the order of the
-        data."""
-        s = self.settings
+    def train_reward_model(self, p, f, training, validation):
+        """Reward model (p, f): pretraining p; finetuning seed f draws the head and the order of the data."""
+        s, seed, sft = self.settings, self.seed_for("rm order", f), self.sft()
         trunk = self.language_model(s.rm_width, self.pretrain(p)).trunk
         model = RewardModel(trunk, self.seed_for("head", f))
-        config = TrainConfig(
-            steps=-(-s.pairs * s.rm_epochs // s.rm_batch),
-            batch_size=s.rm_batch * (2 if self.task == "nli" else 1),
-            lr=s.rm_lr,
-        )
+        batch_size = 2 * s.rm_batch if self.task == "nli" else s.rm_batch
+        steps = -(-s.pairs * s.rm_epochs // s.rm_batch)
+        config = TrainConfig(steps=steps, batch_size=batch_size, lr=s.rm_lr)
         if self.task == "nli":
-            train_pointwise(model, *training, config, self.seed_for("rm order", f), label=None)
+            train_pointwise(model, *training, config, seed, label=None)
         else:
-            train_rm(model, *training, config, self.seed_for("rm order", f), s.eta, label=None)
+            train_rm(model, *training, config, seed, s.eta, label=None)
         normalise(model, sft["posts"], sft["responses"])
         with torch.no_grad():
             return {"state": model.state_dict(), "accuracy": self.accuracy(model, validation)}
 
     def reward_models(self, members, list_gap=None):
-        """Reward models (p, f) and their accuracies. list_gap: another than the setting's, for the control
-        arm."""
+        """Reward models (p, f), and their accuracies. list_gap: one of its own, for the control arm."""
         arm = "rm" if list_gap is None else "control"
         gap = self.settings.list_gap if list_gap is None else list_gap
         training = self.judgements(self.settings.pairs, "training", gap)
         validation = self.judgements(VALIDATION_PAIRS, "validation", gap)
-        sft = self.sft()
 
         def job(p, f):
-            compute = partial(self.train_reward_model, p, f, training, validation, sft)
+            compute = partial(self.train_reward_model, p, f, training, validation)
             return self.stage(f"{arm}-{self.task}-{p}-{f}", "preferences", RM_FILES, compute)
 
         found = self.share(f"{self.task}: reward models", [partial(job, p, f) for p, f in members])
@@ -310,23 +312,6 @@ class Stages:
             models.append(model.requires_grad_(False))
         return models, [value["accuracy"] for value in found]
 
-    # ----- best-of-n
-
-    def bank(self):
-        """n samples of the SFT policy for each of the posts: {"posts" (posts, P), "responses" (posts * n,
-        R)}."""
-        state = self.sft()["state"]
-
-        def compute():
-            s, model = self.settings, self.language_model(self.settings.width, state)
-            posts = world.sample_posts(s.prompts, self.seed_for("bank posts")).to(self.device)
-            generator = self.generator("bank samples")
-            chunks = posts.split(max(1, 512 // s.n))  # 512 rows at once: their keys and values stay small
-            drawn = [sample(model, chunk, world.RESPONSE_LENGTH, generator, n=s.n) for chunk in chunks]
-            return {"posts": posts, "responses": torch.cat(drawn)}
-
-        return self.share("sampling", [partial(self.stage, "bank", "samples", LM_FILES, compute)])[0]
-
     def score_bank(self, models, bank, arm="rm"):
         """The reward models' rewards of the bank's responses: (M, posts, n)."""
 
@@ -336,22 +321,21 @@ class Stages:
 
             return self.stage(f"scores-{arm}-{self.task}-{m}", "samples", SCORE_FILES, compute)
 
-        jobs = [partial(job, m) for m in range(len(models))]
-        scores = torch.stack(self.share(f"{self.task}: scoring the samples", jobs))
+        what = f"{self.task}: reward models that score the samples"
+        scores = torch.stack(self.share(what, [partial(job, m) for m in range(len(models))]))
         return scores.view(len(models), len(bank["posts"]), -1)
 
     # ----- PPO
 
     def ppo_run(self, kind, run, kl_weight, members, models, posts):
-        """One PPO run from the SFT policy on the aggregated rewards of models[members], then one response
-        to each of `posts`, scored by all models. Runs of one number see the same prompts in the same order.
+        """PPO from the SFT policy on the aggregated rewards of models[members], then one response to each of
+        `posts`, scored by all models: {kind, run, kl_weight, members as given, "curve": kl, proxy and gold of
+        every update, "kl": nats per response, "responses" (posts, R), "scores" (M, posts)}.
 
-        {"curve": kl, proxy and gold of every update, "responses" (posts, R), "kl" (posts,), "scores" (M,
-        posts)}"""
-        state = self.sft()["state"]
+        Runs of one number see the same prompts in the same order."""
 
         def compute():
-            s = self.settings
+            s, state = self.settings, self.sft()["state"]
             policy, reference = (self.language_model(s.width, state) for _ in range(2))
             config = PPOConfig(
                 beta=kl_weight,
@@ -364,18 +348,13 @@ class Stages:
             prompts = world.sample_posts(4096, self.seed_for("ppo posts")).to(self.device)
             reward = Ensemble([models[m] for m in members], s.aggregator)
             gold = partial(world.gold, task=self.task)
-            records = ppo(policy, reward, prompts, config, gold, label=None)
-            curve = [{name: record[name] for name in ("kl", "proxy", "gold")} for record in records]
+            updates = list(ppo(policy, reward, prompts, config, gold, label=None))  # it trains as it yields
             responses = sample(policy, posts, world.RESPONSE_LENGTH, self.generator("evaluation", run))
             with torch.no_grad():
                 log_ratio = log_probs(policy, posts, responses) - log_probs(reference, posts, responses)
-            return {
-                "kind": kind,
-                "kl_weight": kl_weight,
-                "curve": {name: [record[name] for record in curve] for name in curve[0]},
-                "responses": responses,
-                "kl": kl_k1(log_ratio).sum(1),
-                "scores": Ensemble(models).scores(posts, responses),
-            }
+            curve = {name: [update[name] for update in updates] for name in ("kl", "proxy", "gold")}
+            value = {"kind": kind, "run": run, "kl_weight": kl_weight, "members": members, "curve": curve}
+            value |= {"kl": kl_k1(log_ratio).sum(1).mean().item(), "responses": responses}
+            return value | {"scores": Ensemble(models).scores(posts, responses)}
 
         return self.stage(f"ppo-{self.task}-{kind}-{kl_weight}-{run}", "ppo", PPO_FILES, compute)
