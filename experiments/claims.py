@@ -290,19 +290,6 @@ def best_of_n_curves(evidence):
     return curves
 
 
-def agreement(evidence):
-    """How alike reward models are, [self, same, other] each: the rewards of their best-of-n picks, and their
-    rank correlations on SFT's samples and on the texts of PPO on one reward model."""
-    F, flat = evidence.scores.shape[1], evidence.flat
-    on_ppo = [pair_means(rank_correlation(run["scores"]), F) for run in evidence.runs_of("single")]
-    found = {
-        "reward of the best-of-n pick": pair_means(judged(flat, best_of_n(flat)), F),
-        "rank correlation, SFT's samples": pair_means(rank_correlation(flat.reshape(len(flat), -1)), F),
-        "rank correlation, PPO's texts": np.mean(on_ppo, axis=0),
-    }
-    return {name: [float(x) for x in means] for name, means in found.items()}
-
-
 def trait_table(evidence):
     """Mean traits and gold of each policy: {policy: {trait: mean}}, PPO's at the smallest KL weight."""
     N, quantities = [evidence.gold.shape[1]], {"gold": evidence.gold, **evidence.traits}

@@ -5,7 +5,6 @@
 Lines are means over worlds, bands their 95 % t-intervals (from three worlds on), dots single worlds.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -17,7 +16,7 @@ matplotlib.use("Agg")  # files only: no window, no display needed
 import matplotlib.pyplot as plt
 import numpy as np
 from claims import KINDS, claims_table, interval
-from report import NAMES, on_folder
+from report import NAMES, Parser, exit_status, on_folder
 from stages import write_whole
 
 GREY = "#777777"
@@ -144,5 +143,4 @@ def draw_all(arguments, records):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    sys.exit(on_folder(parser, draw_all))
+    sys.exit(exit_status(on_folder, Parser(__doc__), draw_all))

@@ -13,6 +13,7 @@ records there. An interrupted run continues where it stopped.
 """
 
 import argparse
+import json
 import os
 import platform
 import sys
@@ -35,6 +36,7 @@ from stages import Stages, in_processes, is_first_process, rank_and_size, write_
 from ensemble import AGGREGATORS, aggregate, finetune_ensembles, pretrain_ensembles
 
 CORES = min(4, os.cpu_count() or 1)
+DEVICES = ("auto", "cpu", "cuda", "mps")
 
 # What a flag may be: in words, and as a test of its value, or of each of several.
 POSITIVE = ">= 1", lambda x: x >= 1
@@ -92,20 +94,27 @@ def flag(name):
     return "--" + name.replace("_", "-")
 
 
-def add_settings(parser):
-    """One flag for each field of Settings, and --quick."""
-    parser.add_argument("--quick", action="store_true", help="smaller defaults, where two are given")
+def add_flags(parser):
+    """The flags of a script that makes worlds: --seeds, --processes, --out, --quick, and Settings."""
+    add = parser.add_argument
+    add("--seeds", type=int, nargs="+", default=[1], help="the worlds to make (default 1)")
+    add("--processes", type=int, help=f"how many share the work (default {CORES}; 1 on a GPU)")
+    add("--out", type=Path, help="the folder for results, in runs/ by default")
+    add("--quick", action="store_true", help="smaller defaults, where two are given")
     for f in fields(Settings):
         default, quick = f.default, f.metadata["quick"]
         defaults = f"default {default}" if quick == default else f"default {default}, quick {quick}"
         several = isinstance(default, tuple)
         kind = {"type": type(default[0]), "nargs": "+"} if several else {"type": type(default)}
         help = f"{f.metadata['help']} ({defaults})"
-        parser.add_argument(flag(f.name), default=argparse.SUPPRESS, help=help, **kind)
+        add(flag(f.name), default=argparse.SUPPRESS, help=help, **kind)
 
 
 def settings_from(arguments):
-    """The parsed command line -> Settings."""
+    """The parsed flags -> Settings. ValueError, naming the flag, if one makes no sense."""
+    check_unique("--seeds", arguments.seeds)
+    if arguments.processes is not None and arguments.processes < 1:
+        raise ValueError(f"--processes must be >= 1, got {arguments.processes}")
     values = {f.name: f.metadata["quick"] if arguments.quick else f.default for f in fields(Settings)}
     for name, value in vars(arguments).items():
         if name in values:
@@ -145,12 +154,9 @@ def check_aggregator(name):
 
 
 def pick_device(name):
-    """--device -> "cpu", "cuda" or "mps"."""
+    """One of DEVICES -> "cpu", "cuda" or "mps"."""
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-    available = {"auto": True, "cpu": True, "cuda": cuda, "mps": mps}
-    if name not in available:
-        raise ValueError(f"--device must be auto, cpu, cuda or mps, got {name}")
-    if not available[name]:
+    if not {"auto": True, "cpu": True, "cuda": cuda, "mps": mps}[name]:
         raise ValueError(f"--device {name}: torch sees none on this machine")
     return ("cuda" if cuda else "cpu") if name == "auto" else name
 
@@ -191,7 +197,6 @@ def make_world(s, seed, task, device, out):
         "accuracy": accuracy,
         "claims": claims.measure(evidence, task),
         "best_of_n": curves,
-        "agreement": claims.agreement(evidence),
         "traits": claims.trait_table(evidence),
         "ppo": [ppo_summary(run) for run in evidence.runs],
         "texts": [texts_of(evidence, bank, post) for post in range(min(3, s.prompts))],
@@ -321,15 +326,10 @@ def bank_arrays(evidence, bank, task):
     }
 
 
-def rounded(x, digits=5):
-    """Plain lists and numbers for JSON; floats rounded, so that the file is short."""
-    if isinstance(x, dict):
-        return {key: rounded(value, digits) for key, value in x.items()}
-    if isinstance(x, list | tuple):
-        return [rounded(value, digits) for value in x]
-    if isinstance(x, np.generic):
-        x = x.item()
-    return round(x, digits) if isinstance(x, float) else x
+def rounded(x):
+    """x as JSON has it: plain lists and numbers, floats of five digits, so that a file is short."""
+    text = json.dumps(x, default=lambda number: number.item())
+    return json.loads(text, parse_float=lambda digits: round(float(digits), 5))
 
 
 # ----- the script ---------------------------------------------------------------------------------
@@ -365,48 +365,20 @@ def check_folder(out, s, seeds, task):
             raise ValueError(f"{there}: give another --out")
 
 
-def exit_status(function, *args):
-    """0; after a user's mistake one line and 2, after Ctrl-C one line and 130: finished stages are kept."""
-    try:
-        function(*args)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nInterrupted. Finished stages are kept: the same command continues there.", file=sys.stderr)
-        return 130
-    return 0
-
-
-def start(arguments):
-    """Check everything that can be checked before the work, then do it."""
-    s, device = settings_from(arguments), pick_device(arguments.device)
-    seeds, task, processes = arguments.seeds, arguments.task, arguments.processes
-    check_unique("--seeds", seeds)
-    if task not in world.TASKS:
-        raise ValueError(f"--task must be one of {', '.join(world.TASKS)}, got {task}")
-    if processes is None:
-        processes = CORES if device == "cpu" else 1
-    if processes < 1:
-        raise ValueError(f"--processes must be >= 1, got {processes}")
+def main(argv=None):
+    """The command line, checked as far as can be before the work, then the work."""
+    parser = report.Parser(__doc__)
+    parser.add_argument("--task", default="tldr", choices=world.TASKS, help="who rates (default tldr)")
+    parser.add_argument("--device", default="auto", choices=DEVICES, help="auto: cuda if there is one")
+    add_flags(parser)
+    arguments = parser.parse_args(argv)
+    s, seeds, task = settings_from(arguments), arguments.seeds, arguments.task
+    device = pick_device(arguments.device)
+    processes = arguments.processes or (CORES if device == "cpu" else 1)
     out = arguments.out or Path("runs", "quick" if arguments.quick else "overopt")
     check_folder(out, s, seeds, task)
     in_processes(processes, work, s, seeds, task, device, out)
 
 
-def main(argv=None):
-    """The command line -> exit status."""
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
-    add = parser.add_argument
-    add("--seeds", type=int, nargs="+", default=[1], help="the worlds to make (default 1)")
-    add("--task", default="tldr", help=f"who rates: {', '.join(world.TASKS)} (default tldr)")
-    add("--device", default="auto", help="auto (cuda if there is one, else cpu), cpu, cuda or mps")
-    add("--processes", type=int, help=f"how many share the work (default {CORES}; 1 on a GPU)")
-    add("--out", type=Path, help="folder for results (default runs/overopt, or runs/quick)")
-    add_settings(parser)
-    return exit_status(start, parser.parse_args(argv))
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(report.exit_status(main))

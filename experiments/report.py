@@ -18,7 +18,7 @@ from claims import KINDS, claims_table
 ROOT = Path(__file__).parent.parent
 READMES = [ROOT / "README.md", ROOT / "experiments/results/README.md"]
 NAMES = {"single": "one reward model", "finetune": "finetune ensemble", "pretrain": "pretrain ensemble"}
-KEYS = set("seed task settings accuracy claims best_of_n agreement traits ppo texts".split())
+KEYS = set("seed task settings accuracy claims best_of_n traits ppo texts".split())
 
 
 # ----- records ------------------------------------------------------------------------------------
@@ -42,19 +42,39 @@ def load_records(folder):
     return {task: sorted(found, key=lambda record: record["seed"]) for task, found in records.items()}
 
 
-def on_folder(parser, use):
-    """A script on a folder: use(arguments, records) -> exit status, 2 and one line if it has no records."""
-    parser.add_argument("folder", type=Path, help="the folder of a finished run")
-    arguments = parser.parse_args()
+# ----- scripts ------------------------------------------------------------------------------------
+class Parser(argparse.ArgumentParser):
+    """Shows a script's docstring as its help, and raises ValueError where argparse would exit."""
+
+    def __init__(self, description, **options):
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(description=description, formatter_class=formatter, **options)
+
+    def error(self, message):
+        raise ValueError(f"{message}. See --help.")
+
+
+def exit_status(function, *args):
+    """0; after a user's mistake one line and 2, after Ctrl-C one line and 130."""
     try:
-        records = load_records(arguments.folder)
-        if not records:
-            raise ValueError(f"{arguments.folder} has no world-*.json: see experiments/overopt.py --help")
-        use(arguments, records)
+        function(*args)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\nInterrupted. What is finished is kept: the same command continues.", file=sys.stderr)
+        return 130
     return 0
+
+
+def on_folder(parser, use):
+    """The start of a script on a run's folder: use(arguments, records)."""
+    parser.add_argument("folder", type=Path, help="the folder of a finished run")
+    arguments = parser.parse_args()
+    records = load_records(arguments.folder)
+    if not records:
+        raise ValueError(f"{arguments.folder} has no world-*.json: see experiments/overopt.py --help")
+    use(arguments, records)
 
 
 # ----- a run's lines of progress ------------------------------------------------------------------
@@ -222,12 +242,11 @@ def show(arguments, records):
 
 
 def main():
-    """The command line -> exit status."""
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    """The command line."""
+    parser = Parser(__doc__)
     parser.add_argument("--readme", action="store_true", help="fill the READMEs' tables from these records")
-    return on_folder(parser, show)
+    on_folder(parser, show)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

@@ -12,7 +12,6 @@ shows what they do (no PPO: its flags change nothing). An interrupted run contin
 uses what that run has made. Into --out go dial.json, a row for each seed and coverage, and dial.png.
 """
 
-import argparse
 import sys
 from dataclasses import asdict, replace
 from functools import partial
@@ -28,7 +27,7 @@ import torch
 import world
 from claims import KINDS, Evidence, interval, pair_means, rank_correlation
 from figures import COLOURS, band
-from report import NAMES, to_json
+from report import NAMES, Parser, exit_status, to_json
 from stages import Stages, in_processes, is_first_process, write_whole
 
 
@@ -106,35 +105,22 @@ def work(s, seeds, coverages, task, out):
 
 
 def main(argv=None):
-    """The command line -> exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, conflict_handler="resolve")
-    parser.formatter_class = argparse.RawTextHelpFormatter
-    overopt.add_settings(parser)  # --coverage is one of them; below it comes to take several values
+    """The command line, checked as far as can be before the work, then the work."""
+    parser = Parser(__doc__, conflict_handler="resolve")
+    overopt.add_flags(parser)  # --coverage is one of them; here it takes several values
     shares = {"dest": "coverages", "type": float, "nargs": "+", "default": [0.0, 0.25, 0.5, 0.75, 1.0]}
     parser.add_argument("--coverage", **shares, help="what raters see (default 0 0.25 0.5 0.75 1)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="the worlds (default 1)")
-    parser.add_argument("--task", default="tldr", help=f"{', '.join(world.TASKS)} (default tldr)")
-    parser.add_argument("--processes", type=int, default=2, help="how many share the work (default 2)")
-    parser.add_argument("--out", type=Path, default=Path("runs/dial"), help="folder (default runs/dial)")
+    parser.add_argument("--task", default="tldr", choices=world.TASKS, help="who rates (default tldr)")
     given = parser.parse_args(argv)
-
-    def run():
-        s = overopt.settings_from(given)
-        overopt.check_unique("--seeds", given.seeds)
-        overopt.check_unique("--coverage", given.coverages)
-        if not all(0 <= c <= 1 for c in given.coverages):
-            raise ValueError(f"--coverage must be between 0 and 1, got {' '.join(map(str, given.coverages))}")
-        if min(s.pretrain_seeds, s.finetune_seeds) < 2:
-            raise ValueError("--pretrain-seeds and --finetune-seeds must be >= 2: ensembles are compared")
-        if given.task not in world.TASKS:
-            raise ValueError(f"--task must be one of {', '.join(world.TASKS)}, got {given.task}")
-        if given.processes < 1:
-            raise ValueError(f"--processes must be >= 1, got {given.processes}")
-        overopt.check_folder(given.out, s, given.seeds, given.task)
-        in_processes(given.processes, work, s, given.seeds, sorted(given.coverages), given.task, given.out)
-
-    return overopt.exit_status(run)
+    s, coverages, out = overopt.settings_from(given), sorted(given.coverages), given.out or Path("runs/dial")
+    overopt.check_unique("--coverage", coverages)
+    if not all(0 <= c <= 1 for c in coverages):
+        raise ValueError(f"--coverage must be between 0 and 1, got {' '.join(map(str, given.coverages))}")
+    if min(s.pretrain_seeds, s.finetune_seeds) < 2:
+        raise ValueError("--pretrain-seeds and --finetune-seeds must be >= 2: ensembles are compared")
+    overopt.check_folder(out, s, given.seeds, given.task)
+    in_processes(given.processes or overopt.CORES, work, s, given.seeds, coverages, given.task, out)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

@@ -11,7 +11,6 @@ the SFT policy. What do pretrain ensembles then pick as the best of n? Takes the
 its flags change nothing). An interrupted run continues; --out runs/overopt uses what that run has made.
 """
 
-import argparse
 import sys
 from dataclasses import asdict
 from functools import partial
@@ -26,7 +25,7 @@ import overopt
 import torch
 from claims import interval
 from figures import COLOURS, band
-from report import to_json
+from report import Parser, exit_status, to_json
 from stages import SCORE_FILES, SYNTAX_TREES, Stages, in_processes, is_first_process, syntax_tree, write_whole
 
 from bon import expected_best_of_n
@@ -118,24 +117,14 @@ def work(s, seeds, out):
 
 
 def main(argv=None):
-    """The command line -> exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    overopt.add_settings(parser)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="the worlds (default 1)")
-    parser.add_argument("--processes", type=int, default=2, help="how many share the work (default 2)")
-    parser.add_argument("--out", type=Path, default=Path("runs/distance"), help="default runs/distance")
+    """The command line, checked as far as can be before the work, then the work."""
+    parser = Parser(__doc__)
+    overopt.add_flags(parser)
     given = parser.parse_args(argv)
-
-    def run():
-        s = overopt.settings_from(given)
-        overopt.check_unique("--seeds", given.seeds)
-        if given.processes < 1:
-            raise ValueError(f"--processes must be >= 1, got {given.processes}")
-        overopt.check_folder(given.out, s, given.seeds, "tldr")
-        in_processes(given.processes, work, s, given.seeds, given.out)
-
-    return overopt.exit_status(run)
+    s, out = overopt.settings_from(given), given.out or Path("runs/distance")
+    overopt.check_folder(out, s, given.seeds, "tldr")
+    in_processes(given.processes or overopt.CORES, work, s, given.seeds, out)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))
