@@ -182,36 +182,47 @@ def traits_markdown(records):
 
 # ----- the READMEs --------------------------------------------------------------------------------
 def found_bullets(records):
-    """The main README's four findings, each for every task."""
+    """The main README's four findings, each for every task that has it."""
     tables = {task: {row["id"]: row for row in claims_table(found)} for task, found in records.items()}
 
     def each_task(name):
         rows = {task: table[name] for task, table in tables.items() if name in table}
         return ", ".join(f"{task} {number(row)}" for task, row in rows.items())
 
-    def shares(policy, trait):
-        cells = []
-        for task, found in records.items():
-            cells.append(f"{task} {np.mean([r['traits'][policy][trait] for r in found]):.0%}")
-        return ", ".join(cells)
-
-    return f"""\
-- **Overoptimisation of one reward model.** True reward lost from the best of 8 to the best of 64:
-  {each_task("overopt_bon")}; in PPO, from the larger KL weight to the smaller: {each_task("overopt_rl")}.
-- **Ensembles against one reward model.** True reward gained by a pretrain ensemble, best of 64:
-  {each_task("bon_pretrain_vs_single")}; PPO: {each_task("rl_pretrain_vs_single")}.
-- **Pretraining seeds against finetuning seeds.** True reward gained by a pretrain ensemble over a finetune
-  ensemble, best of 64: {each_task("bon_pretrain_vs_finetune")}; PPO: {each_task("rl_pretrain_vs_finetune")}.
-- **What ensembles do not eliminate.** Lists, which nobody rewards, are {shares("SFT", "list")} of SFT's
-  responses, and {shares("PPO, pretrain", "list")} under PPO on pretrain ensembles. Change in length there,
-  in words: {each_task("herd_length")}."""
+    findings = {
+        "Overoptimisation of one reward model": {
+            "true reward lost from the best of 8 to the best of 64": "overopt_bon",
+            "by PPO, from the larger KL weight to the smaller": "overopt_rl",
+        },
+        "Ensembles against one reward model": {
+            "true reward gained by pretrain ensembles, best of 64": "bon_pretrain_vs_single",
+            "PPO": "rl_pretrain_vs_single",
+        },
+        "Pretraining seeds against finetuning seeds": {
+            "true reward gained by pretrain over finetune ensembles, best of 64": "bon_pretrain_vs_finetune",
+            "PPO": "rl_pretrain_vs_finetune",
+        },
+        "What ensembles do not eliminate": {
+            "PPO on pretrain ensembles changes the share of lists, which nobody rewards, by": "herd_list",
+            "the length in words by": "herd_length",
+        },
+    }
+    lines = []
+    for title, parts in findings.items():
+        text = "; ".join(f"{words}: {each_task(name)}" for words, name in parts.items())
+        lines.append(f"- **{title}.** {text[0].upper()}{text[1:]}.")
+    return "\n".join(lines)
 
 
 def sections(records):
     """{name: text} of what the READMEs fill in between <!-- name --> and <!-- end -->."""
     worlds, results = [], []
     for task, found in records.items():
-        worlds.append(f"- {task}: seeds {', '.join(str(record['seed']) for record in found)}")
+        seeds = ", ".join(str(record["seed"]) for record in found)
+        accuracy = np.mean([record["accuracy"]["mean"] for record in found])
+        ceiling = np.mean([record["accuracy"]["ceiling"] for record in found])
+        orders = f"reward models order {accuracy:.1%} of unseen pairs as the raters do, gold {ceiling:.1%}"
+        worlds.append(f"- {task}: seeds {seeds}; {orders}")
         results.append(f"## {task}\n\n{full_markdown(found)}\n\n{traits_markdown(found)}")
     first = next(iter(records.values()))[0]
     return {
