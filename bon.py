@@ -6,13 +6,11 @@ From one bank of N samples per prompt comes the *expected* result for every n <=
     expected_best_of_n(proxy, gold, [1, 4, 16])  # (prompts, 3): gold of the best of n by proxy
 """
 
-import functools
 from math import comb, log
 
 import numpy as np
 
 
-@functools.cache
 def bon_weights(N, n):
     """Chance that the sample of rank i (i = 1 is the worst of N) is the best of a random n-subset, as (N,):
     C(i - 1, n - 1) / C(N, n), of exact integers. 3, 2 -> [0, 1/3, 2/3]."""
@@ -23,7 +21,7 @@ def bon_weights(N, n):
 
 def ascending(proxy):
     """Indices (..., N) that sort by proxy, worst first: [2, 5, 5, 1] -> [3, 0, 2, 1].
-    Of equal rewards the one drawn first ranks higher, so the last index is `best_of_n`'s pick."""
+    Of equal rewards the one drawn first ranks higher: so flip, sort stably, and flip back."""
     proxy = np.asarray(proxy)
     if not np.isfinite(proxy).all():
         raise ValueError("proxy must be finite, got NaN or infinite rewards")
@@ -37,8 +35,8 @@ def best_of_n(proxy):
 
 def expected_best_of_n(proxy, values, ns):
     """Expected `values` of the best of n by `proxy`, for each n: (..., N), (..., N) -> (..., len(ns)), the
-    leading axes broadcast. Unbiased over the draw of the n (Coste et al. 2023 use the same estimator).
-    `values`: any quantity of the same samples (gold, another RM's reward, a trait): one index serves both."""
+    leading axes broadcast. [1, 3], [7, 5], [1, 2] -> [6, 5]. Unbiased: the mean over all n-subsets (as in
+    Coste et al. 2023). `values`: any quantity of the same samples (gold, another RM's reward, a trait)."""
     values, order = np.broadcast_arrays(values, ascending(proxy))
     weights = np.stack([bon_weights(order.shape[-1], n) for n in ns], axis=-1)
     return np.take_along_axis(values, order, axis=-1) @ weights

@@ -1,5 +1,5 @@
-"""M reward models as one: their forward passes, and the aggregators that make one reward of M.
-Which M of the grid[pretrain_seed][finetune_seed]? The last two functions are the paper's two answers.
+"""M reward models as one reward function: their forward passes, and aggregators that turn M rewards into one.
+The last two functions make the paper's two kinds of ensemble out of a grid[pretrain_seed][finetune_seed].
 
     ensemble = Ensemble(rms, "mean_minus_std")
     ensemble.scores(prompts, responses)  # (M, B): every member's reward
@@ -15,7 +15,7 @@ from policy import trim
 from rm import check_responses
 
 # An aggregator is any pure function (M, ...) -> (...) over the member axis. Add yours: one line.
-# (torch's max, min, median and sort return pairs along an axis: take their .values.)
+# (torch's max and min return pairs: take .values. Its median, too, and of an even M the lower middle value.)
 AGGREGATORS = {
     "mean": lambda r: r.mean(0),
     "median": lambda r: r.quantile(0.5, dim=0),
@@ -27,11 +27,11 @@ AGGREGATORS = {
 def aggregate(aggregator, rewards):
     """(M, ...) -> (...), by name or any function; one member: itself. "min", [[1, 5], [3, 2]] -> [1, 2]."""
     function = aggregator if callable(aggregator) else AGGREGATORS[aggregator]
-    return rewards[0] if len(rewards) == 1 else function(rewards)
+    return rewards[0] if len(rewards) == 1 else function(rewards)  # the unbiased std of one would be NaN
 
 
 class Ensemble:
-    """A reward function: the rewards of M reward models, trained, normalised and of one shape, aggregated."""
+    """A reward function: M reward models, aggregated. Train and normalise them first: a GPU scores copies."""
 
     def __init__(self, rms, aggregator="mean"):
         if not rms:
@@ -39,7 +39,7 @@ class Ensemble:
         if not callable(aggregator) and aggregator not in AGGREGATORS:
             raise ValueError(f"aggregator must be one of {', '.join(AGGREGATORS)}, got {aggregator!r}")
         self.rms, self.aggregator = rms, aggregator
-        self.stacked = stack_module_state(rms)  # a copy of (parameters, buffers), with a leading axis of M
+        self.stacked = stack_module_state(rms)  # copies: (parameters, buffers), each {name: (M, ...)}
         self.skeleton = copy.deepcopy(rms[0]).to("meta")  # the forward pass, without weights of its own
 
     def __call__(self, prompts, responses):
@@ -53,28 +53,29 @@ class Ensemble:
     @torch.no_grad()
     def scores(self, prompts, responses):
         """Every member's reward of n responses to each prompt: (B, P), (B * n, R) -> (M, B * n).
-        On a GPU launches cost most: all members at once. On a CPU memory does: a member at a time, in chunks
-        that stay in the processor's cache, is about as fast at 8 rows and faster beyond."""
+        Launches limit a GPU: all members at once. Memory limits a CPU: one at a time, in small chunks."""
+        if len(responses) % len(prompts):
+            raise ValueError(f"responses: {len(responses)} rows, no multiple of the {len(prompts)} prompts")
         check_responses(responses, self.skeleton.config.pad)
         if responses.device.type == "cpu":
             return torch.stack([member_scores(rm, prompts, responses) for rm in self.rms])
         prompts = prompts.repeat_interleave(len(responses) // len(prompts), 0)
-        chunk_size = 2**14 // len(self.rms) + 1  # bounds the memory
+        chunk_size = 2**14 // len(self.rms) + 1  # rows; fewer with more members, to bound the memory
         chunks = zip(prompts.split(chunk_size), responses.split(chunk_size), strict=True)
         return torch.cat([self.batched(*chunk) for chunk in chunks], dim=1)
 
 
 def member_scores(rm, prompts, responses, chunk_size=64):
     """One member's reward of n responses to each prompt: (B, P), (B * n, R) -> (B * n,).
-    A prompt is read once for all of them. They are sorted by length and cut into chunks, each trimmed to its
-    longest row, since PAD costs as much as text."""
+    Each prompt is read once. Responses are sorted by length and cut into chunks, each trimmed to its longest
+    row, since PAD costs as much as text."""
     pad, n = rm.config.pad, len(responses) // len(prompts)
     _, cache = rm.trunk.prefill(prompts)
     rewards = rm.head.weight.new_empty(len(responses))
     by_length = (responses != pad).sum(1).argsort(stable=True)
     for rows in by_length.split(chunk_size):
         chunk = trim(responses[rows], pad)
-        rewards[rows] = rm.score(rm.trunk(chunk, cache.select(rows // n)), chunk)
+        rewards[rows] = rm.score(rm.trunk(chunk, cache.select(rows // n)), chunk)  # row // n: its prompt
     return rewards
 
 
@@ -84,7 +85,7 @@ def finetune_ensembles(grid):
 
 
 def pretrain_ensembles(grid):
-    """One ensemble per diagonal of the grid: a member from each pretraining, each with another finetuning
-    seed as far as there are enough (our choice). ["ab", "cd"] -> [["a", "d"], ["b", "c"]]."""
+    """One ensemble per diagonal of the grid: one member per pretraining, their finetuning seeds all different
+    if there are enough (our choice). ["ab", "cd"] -> [["a", "d"], ["b", "c"]]."""
     finetune_seeds = len(grid[0])
     return [[row[(f + p) % finetune_seeds] for p, row in enumerate(grid)] for f in range(finetune_seeds)]

@@ -5,7 +5,7 @@
     responses = sample(model, prompts, 24, torch.Generator().manual_seed(0))
     log_probs(model, prompts, responses)  # (B, R), of those very samples
 
-Tokens are int64, rows padded on the *right*. Prompts have one length P. A response has up to R tokens, and
+Tokens are int64, rows padded on the *right*. All prompts have length P. A response has up to R tokens, and
 ends with EOS unless it ran out of room. B rows in a batch, N in the data, T positions, D width, V words.
 """
 
@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 @dataclass(frozen=True)
 class Config:  # the shape of a transformer
-    vocab_size: int  # V: words, EOS and PAD; the last two ids are EOS and PAD
+    vocab_size: int  # V: the words, then EOS, then PAD
     context: int = 40  # longest prompt + response, in tokens
     width: int = 64  # D: of the residual stream
     layers: int = 2
@@ -39,7 +39,7 @@ class TrainConfig:  # how to train a model; the defaults are those of a pretrain
     steps: int = 1200  # updates
     batch_size: int = 32  # rows of data per update
     lr: float = 3e-3  # peak learning rate
-    warmup: float = 0.05  # share of the steps in which it rises from 0; then a cosine back to 0
+    warmup: float = 0.05  # share of the steps in which lr rises linearly; then it follows a cosine to 0
     weight_decay: float = 0.01
     clip: float = 1.0  # largest norm of the gradient
 
@@ -51,7 +51,7 @@ class TrainConfig:  # how to train a model; the defaults are those of a pretrain
 
 @dataclass
 class KVCache:
-    """The keys and values of all tokens that a batch of rows has read, so that none is read twice."""
+    """Keys and values of the tokens read so far, so that none is read twice. Gradients flow through it."""
 
     keys: list  # a tensor per layer, (B, heads, room, head_dim), allocated once: appending copies one token
     values: list  # likewise
@@ -59,13 +59,13 @@ class KVCache:
 
     def append(self, layer, k, v):
         """Store one layer's T new keys and values, (B, heads, T, head_dim), and return all of them so far."""
-        end = self.length + k.shape[2]
+        end = self.length + k.shape[2]  # Transformer.forward sets length = end, once every layer has appended
         self.keys[layer][:, :, self.length : end] = k
         self.values[layer][:, :, self.length : end] = v
         return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
 
     def select(self, rows):
-        """A new cache of these rows (N,), in any order, with repeats: [1, 1, 0] of rows a, b is b, b, a."""
+        """A copy with the given rows (index tensor, repeats allowed): [1, 1, 0] of rows a, b -> b, b, a."""
         keys = [k.index_select(0, rows) for k in self.keys]
         values = [v.index_select(0, rows) for v in self.values]
         return KVCache(keys, values, self.length)
@@ -81,13 +81,13 @@ class Attention(nn.Module):
     def forward(self, x, cache=None):
         """Causal multi-head self-attention: (B, T, D) -> (B, T, D)."""
         B, T, D = x.shape
-        head_dim = D // self.heads
+        head_dim = D // self.heads  # q, k and v are (B, heads, T, head_dim)
         q, k, v = self.qkv(x).view(B, T, 3, self.heads, head_dim).permute(2, 0, 3, 1, 4)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
         S = k.shape[2]  # tokens so far: those in the cache, then the T new ones
         attention = q @ k.transpose(-2, -1) * head_dim**-0.5  # (B, heads, T, S)
-        if T > 1:  # a single new token may look at everything before it
+        if T > 1:  # query i is at position S - T + i, and must not see keys after it; a single query sees all
             future = torch.ones(T, S, dtype=torch.bool, device=x.device).triu(S - T + 1)
             attention = attention.masked_fill(future, -torch.inf)
         mix = attention.softmax(-1) @ v  # (B, heads, T, head_dim)
@@ -97,7 +97,7 @@ class Attention(nn.Module):
 class Block(nn.Module):
     def __init__(self, config, layer):
         super().__init__()
-        # No gain and bias: the linear layer that always follows makes up for them.
+        # One norm serves both sublayers: it has no parameters. The linear layer after it would absorb a gain.
         self.norm = nn.LayerNorm(config.width, elementwise_affine=False)
         self.attention = Attention(config, layer)
         up = nn.Linear(config.width, 4 * config.width, bias=False)
@@ -120,7 +120,7 @@ class Transformer(nn.Module):
         self.norm = nn.LayerNorm(config.width, elementwise_affine=False)
 
     def forward(self, tokens, cache=None):
-        """Tokens (B, T) -> hidden states (B, T, D). With a cache they follow its tokens, and join it."""
+        """Tokens (B, T) -> hidden states (B, T, D). With a cache, T new tokens after those already in it."""
         start = cache.length if cache is not None else 0
         end = start + tokens.shape[1]
         if end > self.config.context:
@@ -147,8 +147,8 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.config = config
         self.trunk = Transformer(config)
-        self.head = nn.Linear(config.width, config.vocab_size - 1)
-        # A generator of its own: a seed is an initialisation, whatever else draws random numbers.
+        self.head = nn.Linear(config.width, config.vocab_size - 1)  # no logit for PAD: it is never sampled
+        # Its own generator, so that a seed always gives the same weights. The stds are our choice.
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
@@ -162,15 +162,15 @@ class LanguageModel(nn.Module):
                 parameter.data.mul_((2 * self.config.layers) ** -0.5)
 
     def forward(self, tokens, cache=None):
-        """Next-token logits: tokens (B, T) -> (B, T, V - 1). PAD has no logit, so it is never sampled."""
+        """Next-token logits: tokens (B, T) -> (B, T, V - 1), of every token but PAD."""
         return self.head(self.trunk(tokens, cache))
 
 
-def token_log_probs(logits, labels, pad, temperature=1.0):
-    """log softmax(logits / temperature) at the labels, 0 at PAD: (B, R, V - 1), (B, R) -> (B, R).
+def token_log_probs(logits, targets, pad, temperature=1.0):
+    """log softmax(logits / temperature) at the targets, 0 at PAD: (B, R, V - 1), (B, R) -> (B, R).
     [[[0, 0], [5, 3]]], [[1, 2]], 2 -> [[-0.693, 0]]."""
     logits = (logits / temperature).transpose(1, 2)  # cross_entropy wants the words second
-    return -nn.functional.cross_entropy(logits, labels, ignore_index=pad, reduction="none")
+    return -nn.functional.cross_entropy(logits, targets, ignore_index=pad, reduction="none")
 
 
 def log_probs(model, prompts, responses, temperature=1.0):
@@ -187,8 +187,8 @@ def trim(responses, pad):
 
 
 def sample_token(logits, generator):
-    """Draw a token from each softmax, (B, V - 1) -> (B,): the first whose cumulative probability exceeds one
-    uniform number. torch.multinomial draws V a row, which took a sixth of the time of sampling."""
+    """Sample from softmax(logits), (B, V - 1) -> (B,): the first token whose cumulative probability exceeds a
+    uniform number. One number a row: torch.multinomial draws V, which took a sixth of the sampling time."""
     cumulative = logits.softmax(-1).cumsum(-1)
     uniform = torch.rand(len(logits), 1, generator=generator, device=logits.device) * cumulative[:, -1:]
     token = torch.searchsorted(cumulative, uniform, right=True)[:, 0]
@@ -197,61 +197,61 @@ def sample_token(logits, generator):
 
 @torch.no_grad()
 def sample(model, prompts, max_new_tokens, generator, n=1, temperature=1.0):
-    """Draw n responses to each prompt: (B, P) -> (B * n, max_new_tokens), those of a prompt side by side.
+    """Draw n responses to each prompt: (B, P) -> (B * n, max_new_tokens); row i answers prompt i // n.
     Each ends with its first EOS, then PAD. The generator must be on the device of the prompts."""
     for name, value in (("n", n), ("max_new_tokens", max_new_tokens)):
         if value < 1:
             raise ValueError(f"{name} must be >= 1, got {value}")
     if temperature <= 0:
         raise ValueError(f"temperature must be > 0, got {temperature}")
-    # Prefill: read every prompt once, then repeat what was read for its n samples.
-    rows = torch.arange(len(prompts) * n, device=prompts.device)  # the responses in the batch
+    if prompts.shape[1] + max_new_tokens > model.config.context:
+        raise ValueError(f"max_new_tokens: {max_new_tokens} after the prompt exceed the context")
+    # Prefill: read every prompt once, then copy its cache and last logits to the n rows that continue it.
+    rows = torch.arange(len(prompts) * n, device=prompts.device)  # batch row -> row of `responses` it writes
     hidden_states, cache = model.trunk.prefill(prompts)
     logits, cache = model.head(hidden_states[:, -1])[rows // n], cache.select(rows // n)
     responses = prompts.new_full((len(rows), max_new_tokens), model.config.pad)
-    writing = rows  # places in the batch whose response has not ended
+    unfinished = rows  # the batch rows that have not ended: all of them so far
     for t in range(max_new_tokens):
-        tokens = torch.full_like(rows, model.config.eos)  # rows that have ended draw no more
-        tokens[writing] = sample_token(logits[writing] / temperature, generator)
-        responses[rows[writing], t] = tokens[writing]
-        writing = (tokens != model.config.eos).nonzero()[:, 0]
-        if len(writing) == 0 or t == max_new_tokens - 1:
+        tokens = torch.full_like(rows, model.config.eos)  # what an ended row goes on reading; not stored
+        tokens[unfinished] = sample_token(logits[unfinished] / temperature, generator)
+        responses[rows[unfinished], t] = tokens[unfinished]
+        unfinished = (tokens != model.config.eos).nonzero()[:, 0]
+        if len(unfinished) == 0 or t == max_new_tokens - 1:
             break
-        # Drop the rows that have ended once they are a fifth of the batch: dropping copies the cache.
-        if len(writing) < 0.8 * len(rows):
-            rows, tokens, cache = rows[writing], tokens[writing], cache.select(writing)
-            writing = torch.arange(len(rows), device=rows.device)
-        # Read the tokens.
+        # Drop ended rows only once they are over a fifth of the batch, because dropping copies the cache.
+        if len(unfinished) < 0.8 * len(rows):
+            rows, tokens, cache = rows[unfinished], tokens[unfinished], cache.select(unfinished)
+            unfinished = torch.arange(len(rows), device=rows.device)
         logits = model(tokens[:, None], cache)[:, -1]
     return responses
 
 
-def minibatches(rows, batch_size, steps, generator):
-    """Yield `steps` index tensors (batch_size,): epoch after epoch, each a fresh shuffle of all rows."""
-    if rows < 1:
+def minibatches(n_rows, batch_size, steps, generator):
+    """Yield `steps` index tensors (batch_size,), cut from one shuffle of the rows after another."""
+    if n_rows < 1:
         raise ValueError("there are no rows to train on")
     order = torch.empty(0, dtype=torch.long)
     for _ in range(steps):
         while len(order) < batch_size:
-            order = torch.cat([order, torch.randperm(rows, generator=generator)])
+            order = torch.cat([order, torch.randperm(n_rows, generator=generator)])
         yield order[:batch_size]
         order = order[batch_size:]
 
 
-def train(model, loss_of, data, config, seed, label):
-    """The loop of all models: minimise loss_of(*minibatch) on data, tensors of N rows. `seed` orders them.
-    `label` names the progress bar; None: no bar. Returns the loss of every step, (steps,)."""
+def train(model, loss_fn, data, config, seed, desc):
+    """The training loop of every model: AdamW on loss_fn(*minibatch). `data`: tensors with N rows each, which
+    `seed` shuffles. `desc`: of the progress bar, None for none. Returns the loss of every step, (steps,)."""
     adamw = {"betas": (0.9, 0.98), "weight_decay": config.weight_decay, "fused": True}
     optimizer = torch.optim.AdamW(model.parameters(), config.lr, **adamw)
     warmup_steps = max(1, round(config.warmup * config.steps))
-    # The learning rate rises linearly, then falls along a cosine.
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda t: min((t + 1) / warmup_steps, 0.5 + 0.5 * math.cos(math.pi * t / config.steps))
     )
     batches = minibatches(len(data[0]), config.batch_size, config.steps, torch.Generator().manual_seed(seed))
     losses = []
-    for rows in tqdm(batches, label, config.steps, leave=False, disable=True if label is None else None):
-        loss = loss_of(*(tensor[rows.to(tensor.device)] for tensor in data))
+    for rows in tqdm(batches, desc, config.steps, leave=False, disable=True if desc is None else None):
+        loss = loss_fn(*(tensor[rows.to(tensor.device)] for tensor in data))
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), config.clip)
@@ -266,14 +266,14 @@ def lm_loss(model, prompts, responses):
     return -log_probs(model, prompts, responses).sum() / (responses != model.config.pad).sum()
 
 
-def train_lm(model, texts, config, seed, prompt_length=1, label="language model"):
-    """Next-token training in place on texts (N, T): pretraining (all tokens) or SFT (those after the prompt).
-    `seed` sets the order of the data. Returns the loss of every step, (steps,), in nats per token."""
+def train_lm(model, texts, config, seed, prompt_length=1, desc="language model"):
+    """Train in place to predict all tokens after the first `prompt_length` of texts (N, T): 1 to pretrain, P
+    for SFT. `seed` sets the data order. Returns the loss of every step, (steps,), in nats per token."""
     if not 1 <= prompt_length < texts.shape[1]:
         raise ValueError(f"prompt_length must be in 1 to {texts.shape[1] - 1}, got {prompt_length}")
 
-    def loss_of(texts):
+    def loss_fn(texts):
         texts = trim(texts, model.config.pad)
         return lm_loss(model, texts[:, :prompt_length], texts[:, prompt_length:])
 
-    return train(model, loss_of, [texts], config, seed, label)
+    return train(model, loss_fn, [texts], config, seed, desc)

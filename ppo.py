@@ -3,10 +3,10 @@
     for record in ppo(policy, reward, prompts, PPOConfig(beta=0.05), gold=gold):
         print(record["kl"], record["proxy"], record["gold"])
 
-A reward is any function of prompts (B, P), responses (B, R) -> (B,): a reward model, an ensemble, a lambda.
-PPO maximises E[reward] - beta * KL(policy || frozen starting policy); the paper calls beta lambda. A token is
-an action: each pays its share of the KL, and the score, the reward of the whole response, is on the last.
-Tensors are (B, R), a number per token, unless a docstring says otherwise; the mask is true on real tokens.
+A reward function maps prompts (B, P), responses (B, R) to *scores* (B,): a reward model, ensemble or lambda.
+PPO maximises E[score] - beta * KL(policy || frozen starting policy); the paper calls beta lambda. A token is
+an action. Its *reward* is -beta times its share of the KL; the last token's also has the response's score.
+Tensors are (B, R), a number per token, unless a docstring says otherwise; mask: True on tokens, EOS included.
 """
 
 import copy
@@ -25,9 +25,9 @@ class PPOConfig:  # settings of a PPO run
     updates: int = 60  # rollout + optimisation rounds
     batch_size: int = 128  # responses per update
     epochs: int = 2  # passes over a batch
-    minibatch_size: int = 64
-    lr: float = 3e-4
-    value_lr: float = 3e-3  # of the value head: it starts at zero and has farther to go than the policy
+    minibatch_size: int = 64  # responses per gradient step
+    lr: float = 3e-4  # of the policy
+    value_lr: float = 3e-3  # of the value head, which is trained from zero
     clip: float = 0.2  # of the probability ratio, and of the value's move
     value_weight: float = 0.5  # of the value loss
     gamma: float = 1.0  # discount
@@ -46,7 +46,7 @@ class PPOConfig:  # settings of a PPO run
 
 
 def kl_k1(log_ratio):
-    """log p - log q of samples from p: KL(p || q) on average, but can be negative. The penalty charges it."""
+    """log p - log q of samples from p: KL(p || q) on average, but can be negative. The penalty uses it."""
     return log_ratio
 
 
@@ -79,10 +79,10 @@ def penalised_rewards(scores, log_ratio, mask, beta):
 def gae(rewards, values, mask, gamma=1.0, lam=0.95):
     """Generalised advantage estimation (Schulman et al. 2016, eq. 16), backwards over a response:
     delta_t = r_t + gamma V_{t+1} - V_t and A_t = delta_t + gamma lam A_{t+1}.
-    Returns (advantages, returns = advantages + values): 0 beyond the mask, as the rewards are."""
-    values = values * mask
+    Returns (advantages, returns = advantages + values): 0 beyond the mask, if the rewards are."""
+    values = values * mask  # so that the value after the last token is 0: no bootstrap
     advantages = torch.zeros_like(rewards)
-    next_advantage = next_value = torch.zeros_like(rewards[:, 0])
+    next_advantage = next_value = torch.zeros_like(rewards[:, 0])  # the episode is over: nothing follows
     for t in reversed(range(rewards.shape[1])):
         delta = rewards[:, t] + gamma * next_value - values[:, t]
         advantages[:, t] = next_advantage = delta + gamma * lam * next_advantage
@@ -92,7 +92,7 @@ def gae(rewards, values, mask, gamma=1.0, lam=0.95):
 
 def policy_loss(log_ratio, advantages, mask, clip):
     """Clipped surrogate (Schulman et al. 2017, eq. 7), to minimise; log_ratio = new - old log-probability.
-    Returns (loss, share of tokens whose ratio the clip holds back)."""
+    Returns (loss, share of tokens whose gradient the clip sets to 0)."""
     ratio = log_ratio.exp()
     unclipped = -advantages * ratio
     clipped = -advantages * ratio.clamp(1 - clip, 1 + clip)
@@ -101,12 +101,12 @@ def policy_loss(log_ratio, advantages, mask, clip):
 
 
 def value_loss(values, old_values, returns, mask, clip):
-    """Half the squared error of the value head, its move away from the rollout's values clipped likewise."""
+    """Half the squared error of values, or of values kept within `clip` of the rollout's: the larger one."""
     clipped = old_values + (values - old_values).clamp(-clip, clip)
     return 0.5 * masked_mean(torch.maximum((values - returns) ** 2, (clipped - returns) ** 2), mask)
 
 
-class ActorCritic(nn.Module):
+class ActorCritic(nn.Module):  # the policy itself, not a copy, and a value head on its trunk
     def __init__(self, policy):
         super().__init__()
         self.policy = policy
@@ -118,15 +118,15 @@ class ActorCritic(nn.Module):
         """Log-probs of the response tokens, and values of the states before them: (B, R) each, 0 at PAD."""
         pad = self.policy.config.pad
         tokens = torch.cat([prompts, responses], dim=1)
-        hidden_states = self.policy.trunk(tokens[:, :-1])[:, prompts.shape[1] - 1 :]
+        hidden_states = self.policy.trunk(tokens[:, :-1])[:, prompts.shape[1] - 1 :]  # as in log_probs
         logp = token_log_probs(self.policy.head(hidden_states), responses, pad, temperature)
         return logp, self.value_head(hidden_states)[..., 0] * (responses != pad)
 
 
 @torch.no_grad()
 def rollout(model, reference, reward, prompts, config, generator):
-    """One response to each prompt (B, P), and all that the update needs of it: a dict of (B, R) tensors, but
-    prompts (B, P) and scores (B,). The reward function is called here, once."""
+    """One response to each prompt, and what the update needs of it: a dict of (B, R) tensors, except prompts
+    (B, P) and scores (B,). The only place that calls the reward function."""
     policy, pad = model.policy, model.policy.config.pad
     # 1. Sample responses.
     responses = sample(policy, prompts, config.max_new_tokens, generator, temperature=config.temperature)
@@ -145,7 +145,7 @@ def rollout(model, reference, reward, prompts, config, generator):
         raise ValueError(f"reward must return shape ({len(prompts)},), got {tuple(scores.shape)}")
     if not torch.isfinite(scores).all():
         raise ValueError(f"reward: {int((~scores.isfinite()).sum())} of {len(scores)} are NaN or infinite")
-    # 4. Rewards of the tokens, and what each token did better than expected.
+    # 4. Token rewards, then advantages (whitened over the whole batch) and returns (not whitened).
     rewards = penalised_rewards(scores, logp - ref_logp, mask, config.beta)
     advantages, returns = gae(rewards, values, mask, config.gamma, config.lam)
     return batch | {"scores": scores, "advantages": masked_whiten(advantages, mask), "returns": returns}
@@ -162,33 +162,34 @@ def minibatch_loss(model, mb, config):
 
 
 def explained_variance(values, returns, mask):
-    """1 - Var(returns - values) / Var(returns), real tokens alone: 1 if values are perfect, 0 if constant."""
+    """1 - Var(returns - values) / Var(returns) over real tokens: 1 if values are perfect, 0 if constant."""
     returns, values = returns[mask], values[mask]
     return 1 - (returns - values).var(correction=0) / (returns.var(correction=0) + 1e-8)
 
 
-def ppo(policy, reward, prompts, config, gold=None, label="ppo"):
-    """Train `policy` in place on prompts (N, P); yield a record (dict) after every update: its number, mean
-    ratio and clip_fraction, and what `record_of` says of its rollout. `gold` is a reward, only recorded.
-    `label` names the progress bar; None: no bar. ValueError, naming the update, if a reward is NaN."""
+def ppo(policy, reward, prompts, config, gold=None, desc="ppo"):
+    """Train `policy` in place on prompts (N, P). A generator: nothing runs until you iterate, an update each.
+    Yields a dict: update, mean ratio, clip_fraction, and `record_of` the rollout, which the policy wrote
+    *before* this update. `gold`: a reward function, only recorded. `desc`: of the progress bar, None for
+    none. ValueError, naming the update, if a score is NaN or infinite."""
     device = prompts.device
     model = ActorCritic(policy)
     reference = copy.deepcopy(policy).requires_grad_(False)
     critic = {"params": model.value_head.parameters(), "lr": config.value_lr}
     optimizer = torch.optim.Adam([{"params": policy.parameters()}, critic], config.lr, eps=1e-5, fused=True)
-    generator = torch.Generator(device).manual_seed(config.seed)  # samples
-    shuffle = torch.Generator().manual_seed(config.seed + 1)  # prompts and minibatches: other numbers
-    for update in tqdm(range(config.updates), label, leave=False, disable=True if label is None else None):
-        # Draw prompts, answer them, score the answers.
-        rows = torch.randint(len(prompts), (config.batch_size,), generator=shuffle).to(device)
+    sample_generator = torch.Generator(device).manual_seed(config.seed)  # for samples
+    data_generator = torch.Generator().manual_seed(config.seed + 1)  # for prompts and minibatches
+    for update in tqdm(range(config.updates), desc, leave=False, disable=True if desc is None else None):
+        # Draw prompts (with replacement), sample responses, score them.
+        rows = torch.randint(len(prompts), (config.batch_size,), generator=data_generator).to(device)
         try:
-            batch = rollout(model, reference, reward, prompts[rows], config, generator)
+            batch = rollout(model, reference, reward, prompts[rows], config, sample_generator)
         except ValueError as error:
             raise ValueError(f"update {update}: {error}") from error
-        # Improve the policy on them: some epochs of minibatches.
+        # Update the policy on them: `epochs` passes, each in freshly shuffled minibatches.
         statistics = []
         for _ in range(config.epochs):
-            order = torch.randperm(config.batch_size, generator=shuffle).to(device)
+            order = torch.randperm(config.batch_size, generator=data_generator).to(device)
             for mb_rows in order.split(config.minibatch_size):
                 mb = {name: tensor[mb_rows] for name, tensor in batch.items()}
                 loss, ratio, clip_fraction = minibatch_loss(model, mb, config)
@@ -203,14 +204,14 @@ def ppo(policy, reward, prompts, config, gold=None, label="ppo"):
 
 def record_of(batch, gold=None):
     """What a rollout says of the policy before the update: its texts, kl and kl_k3 to the reference (nats per
-    response), proxy, entropy (nats per token), explained_variance, and gold if there is one."""
+    response), proxy (mean score), entropy (nats per token), explained_variance, and gold if there is one."""
     mask, log_ratio = batch["mask"], batch["logp"] - batch["ref_logp"]
     record = {"prompts": batch["prompts"], "responses": batch["responses"]}
-    record["kl"] = kl_k1(log_ratio).sum(1).mean().item()
+    record["kl"] = kl_k1(log_ratio).sum(1).mean().item()  # no mask: log_ratio is 0 at PAD, so k1 and k3 are
     record["kl_k3"] = kl_k3(log_ratio).sum(1).mean().item()
     record["proxy"] = batch["scores"].mean().item()
     record["entropy"] = masked_mean(-batch["logp"], mask).item()
     record["explained_variance"] = explained_variance(batch["values"], batch["returns"], mask).item()
     if gold is not None:
-        record["gold"] = gold(batch["prompts"], batch["responses"]).float().mean().item()
+        record["gold"] = torch.as_tensor(gold(batch["prompts"], batch["responses"])).float().mean().item()
     return record

@@ -1,7 +1,7 @@
 """Reward models: a pretrained transformer with a scalar head, trained on preference pairs (Bradley-Terry) or
-on labels of single responses (pointwise). Paper: section "Set-up"; its 25 are 5 pretrainings x 5 finetunings.
+on labels of single responses (pointwise). The paper trains 25: 5 pretraining seeds x 5 finetuning seeds.
 
-    rm = RewardModel(pretrained.trunk, finetune_seed=0)
+    rm = RewardModel(pretrained.trunk, finetune_seed=0)  # pretrained: a LanguageModel
     train_rm(rm, prompts, chosen, rejected, TrainConfig(steps=375, batch_size=32, lr=2e-3), seed=0)
     normalise(rm, prompts, sft_responses)  # mean 0, std 1 on what the frozen SFT policy writes
     rm(prompts, responses)  # (B,): a reward function, like any other
@@ -24,7 +24,7 @@ class RewardModel(nn.Module):
         self.config = trunk.config
         self.trunk = copy.deepcopy(trunk)
         self.head = nn.Linear(self.config.width, 1)
-        # The offset: finetuning seed 3 must not repeat the random numbers of pretraining seed 3.
+        # Offset: finetuning seed 3 must not repeat pretraining seed 3. The std is Stiennon et al.'s (2020).
         generator = torch.Generator().manual_seed(10**6 + finetune_seed)
         nn.init.normal_(self.head.weight, std=(self.config.width + 1) ** -0.5, generator=generator)
         nn.init.zeros_(self.head.bias)
@@ -38,11 +38,11 @@ class RewardModel(nn.Module):
 
     def score(self, hidden_states, responses):
         """The reward, read off the response's last token: hidden states (B, R, D), (B, R) -> (B,)."""
-        # subtle: the last *real* token. A pad's hidden state has seen the whole text too, so reading
-        # position -1 would run without an error and score something that was never trained.
+        # subtle: the last *real* token. A pad's hidden state has seen the whole text too, so reading position
+        # -1 would run and score something never trained. (As would a row with no token: check_responses.)
         attention_mask = responses != self.config.pad
         last = attention_mask.sum(1) - 1
-        hidden = hidden_states[torch.arange(len(last), device=last.device), last]
+        hidden = hidden_states[torch.arange(len(last), device=last.device), last]  # (B, D)
         return (self.head(hidden)[:, 0] - self.mean) / self.std
 
 
@@ -69,7 +69,7 @@ def check_responses(responses, pad):
         raise ValueError("responses: a row has PAD before its end")
 
 
-def train_rm(rm, prompts, chosen, rejected, config, seed, eta=0.01, label="reward model"):
+def train_rm(rm, prompts, chosen, rejected, config, seed, eta=0.01, desc="reward model"):
     """Bradley-Terry training in place on N pairs, (N, P), (N, R), (N, R); `seed` sets the order of the data.
     Returns the loss of every step, in nats per pair. ValueError on equal responses: they teach nothing."""
     equal = (chosen == rejected).all(1).nonzero()[:, 0].tolist()
@@ -77,25 +77,25 @@ def train_rm(rm, prompts, chosen, rejected, config, seed, eta=0.01, label="rewar
         raise ValueError(f"chosen equals rejected in {len(equal)} pairs, the first of them row {equal[0]}")
     check_responses(torch.cat([chosen, rejected]), rm.config.pad)
 
-    def loss_of(prompts, chosen, rejected):
-        # Read each prompt once for its two responses, since it is most of the text; all chosen come first.
+    def loss_fn(prompts, chosen, rejected):
+        # Read each prompt once for two responses: row b is its chosen, row B + b its rejected one.
         responses = trim(torch.cat([chosen, rejected]), rm.config.pad)
         _, cache = rm.trunk.prefill(prompts)
         rows = torch.arange(len(prompts), device=prompts.device).repeat(2)
         rewards = rm.score(rm.trunk(responses, cache.select(rows)), responses)
         return bradley_terry_loss(*rewards.split(len(prompts)), eta)
 
-    return train(rm, loss_of, [prompts, chosen, rejected], config, seed, label)
+    return train(rm, loss_fn, [prompts, chosen, rejected], config, seed, desc)
 
 
-def train_pointwise(rm, prompts, responses, labels, config, seed, label="reward model"):
-    """The same on single responses, (N, P), (N, R), with labels (N,), 0 or 1; the loss is per response."""
+def train_pointwise(rm, prompts, responses, labels, config, seed, desc="reward model"):
+    """As train_rm, on single responses, (N, P), (N, R), with float labels (N,), 0 or 1; loss per response."""
     check_responses(responses, rm.config.pad)
 
-    def loss_of(prompts, responses, labels):
+    def loss_fn(prompts, responses, labels):
         return pointwise_loss(rm(prompts, trim(responses, rm.config.pad)), labels)
 
-    return train(rm, loss_of, [prompts, responses, labels], config, seed, label)
+    return train(rm, loss_fn, [prompts, responses, labels], config, seed, desc)
 
 
 def accuracy(chosen_rewards, rejected_rewards):

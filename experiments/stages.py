@@ -213,7 +213,7 @@ class Stages:
             s, config = self.settings, TrainConfig(steps=self.settings.pretrain_steps)
             width = s.width if p == "policy" else s.rm_width
             model = self.language_model(width, seed=self.seed_for("initialisation", p))
-            train_lm(model, self.broad_texts("texts", p), config, self.seed_for("order", p), label=None)
+            train_lm(model, self.broad_texts("texts", p), config, self.seed_for("order", p), desc=None)
             return model.state_dict()
 
         return self.stage(f"pretrain-{p}", "models", LM_FILES, compute)
@@ -231,7 +231,7 @@ class Stages:
             model = self.language_model(self.settings.width, self.pretrain("policy"))
             config = TrainConfig(steps=self.settings.sft_steps, lr=1e-3)
             texts, seed = self.broad_texts("references"), self.seed_for("sft order")
-            train_lm(model, texts, config, seed, world.PROMPT_LENGTH, label=None)
+            train_lm(model, texts, config, seed, world.PROMPT_LENGTH, desc=None)
             posts = world.sample_posts(512, self.seed_for("normalisation posts")).to(self.device)
             responses = sample(model, posts, world.RESPONSE_LENGTH, self.generator("normalisation samples"))
             return {"state": model.state_dict(), "posts": posts, "responses": responses}
@@ -286,9 +286,9 @@ class Stages:
         steps = -(-s.pairs * s.rm_epochs // s.rm_batch)
         config = TrainConfig(steps=steps, batch_size=batch_size, lr=s.rm_lr)
         if self.task == "nli":
-            train_pointwise(model, *training, config, seed, label=None)
+            train_pointwise(model, *training, config, seed, desc=None)
         else:
-            train_rm(model, *training, config, seed, s.eta, label=None)
+            train_rm(model, *training, config, seed, s.eta, desc=None)
         normalise(model, sft["posts"], sft["responses"])
         with torch.no_grad():
             return {"state": model.state_dict(), "accuracy": self.accuracy(model, validation)}
@@ -348,7 +348,7 @@ class Stages:
             prompts = world.sample_posts(4096, self.seed_for("ppo posts")).to(self.device)
             reward = Ensemble([models[m] for m in members], s.aggregator)
             gold = partial(world.gold, task=self.task)
-            updates = list(ppo(policy, reward, prompts, config, gold, label=None))  # it trains as it yields
+            updates = list(ppo(policy, reward, prompts, config, gold, desc=None))  # it trains as it yields
             responses = sample(policy, posts, world.RESPONSE_LENGTH, self.generator("evaluation", run))
             with torch.no_grad():
                 log_ratio = log_probs(policy, posts, responses) - log_probs(reference, posts, responses)

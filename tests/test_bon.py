@@ -32,6 +32,7 @@ def test_ties_go_to_the_first_drawn():
     proxy, gold = np.array([2.0, 5, 5, 1, 5]), np.arange(5.0)
     assert ascending(proxy).tolist() == [3, 0, 4, 2, 1] and best_of_n(proxy) == 1
     assert expected_best_of_n(proxy, gold, [5]).tolist() == [1]
+    assert expected_best_of_n([1, 3], [7, 5], [1, 2]).tolist() == [6, 5]  # the docstring's example
 
 
 def test_leading_axes_broadcast():

@@ -81,6 +81,8 @@ def test_errors(rms, prompts, responses):
         Ensemble(rms, "avg")
     with pytest.raises(ValueError, match="at least one member"):
         Ensemble([])
+    with pytest.raises(ValueError, match="responses: 11 rows, no multiple of the 12 prompts"):
+        Ensemble(rms).scores(prompts, responses[:11])
     responses[5] = 9
     with pytest.raises(ValueError, match="a row has no token"):
         Ensemble(rms).scores(prompts, responses)

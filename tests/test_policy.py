@@ -146,7 +146,7 @@ def test_learning_rate_rises_then_falls():
     point = torch.nn.Linear(1, 1, bias=False)
     training = TrainConfig(steps=20, lr=0.1, warmup=0.2, weight_decay=0)
     losses = policy.train(
-        point, lambda rows: point.weight.sum(), [torch.zeros(4, 1)], training, 0, label=None
+        point, lambda rows: point.weight.sum(), [torch.zeros(4, 1)], training, 0, desc=None
     )
     steps = -losses.diff()
     assert steps[:3].tolist() == pytest.approx([0.025, 0.05, 0.075], abs=1e-5)  # 4 of 20 steps to warm up
@@ -165,6 +165,7 @@ def test_every_epoch_sees_every_row():
     [
         ("n must be >= 1, got 0", lambda m, x: sample(m, x, 4, rng(), n=0)),
         ("max_new_tokens must be >= 1, got 0", lambda m, x: sample(m, x, 0, rng())),
+        ("max_new_tokens: 13 after the prompt exceed the context", lambda m, x: sample(m, x, 13, rng())),
         ("temperature must be > 0, got 0", lambda m, x: sample(m, x, 4, rng(), temperature=0)),
         ("context of 16", lambda m, x: m(torch.zeros(1, 17, dtype=torch.long))),
         ("width must be a multiple of heads", lambda m, x: Config(vocab_size=10, width=16, heads=3)),

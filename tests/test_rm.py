@@ -61,7 +61,7 @@ def test_a_training_step_minimises_the_plain_loss(rm, prompts, responses, monkey
     rm.double()
     rejected, labels, weights = responses.roll(1, 0), torch.arange(12.0).double() % 2, list(rm.parameters())
     # In place of the training loop: the loss of all rows.
-    monkeypatch.setattr("rm.train", lambda rm, loss_of, data, *rest: loss_of(*data))
+    monkeypatch.setattr("rm.train", lambda rm, loss_fn, data, *rest: loss_fn(*data))
     pairs = train_rm(rm, prompts, responses, rejected, None, seed=0, eta=0.3)
     single = train_pointwise(rm, prompts, responses, labels, None, seed=0)
     for loss, plain in (

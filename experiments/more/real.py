@@ -93,11 +93,11 @@ def train_grid(rows, held_out, vocab_size, s):
     rewards = torch.zeros(P, F, len(held), dtype=torch.double)
     for p in range(P):
         model, label = LanguageModel(config, seed + p), f"pretraining {p + 1} of {P}"
-        losses = train_lm(model, torch.cat([eos, texts], dim=1), lm_config, seed + p, label=label)
+        losses = train_lm(model, torch.cat([eos, texts], dim=1), lm_config, seed + p, desc=label)
         print(f"{label}: {losses[-20:].mean():.2f} nats per token", flush=True)
         for f in range(F):
             rm, label = RewardModel(model.trunk, seed + f), f"its reward model {f + 1} of {F}"
-            train_rm(rm, eos[: len(training)], chosen, rejected, rm_config, seed + f, label=label)
+            train_rm(rm, eos[: len(training)], chosen, rejected, rm_config, seed + f, desc=label)
             normalise(rm, eos[:512], texts[:512])
             rewards[p, f] = Ensemble([rm]).scores(eos[:1], held)[0]
     return rewards.view(P, F, -1, 2)

@@ -51,14 +51,14 @@ def make_workloads(device):
     rms = [RewardModel(model.trunk, 0).requires_grad_(False) for model in models]
     ensemble, policy, endless = Ensemble(rms), *models[:2]
     texts = torch.cat(world.sample_texts(4000, 0, world.writers(0.15)), dim=1).to(device)
-    train_lm(policy, texts, TrainConfig(steps=POLICY_STEPS), seed=0, label="a policy to time")
+    train_lm(policy, texts, TrainConfig(steps=POLICY_STEPS), seed=0, desc="a policy to time")
     endless.head.bias.data[config.eos] = -1e9
     posts, generator = world.sample_posts(ROWS, 0).to(device), torch.Generator(device).manual_seed(0)
     full = torch.randint(config.eos, (ROWS, R), generator=generator, device=device)
     drawn, batch = sample(policy, posts[:BON], R, generator, n=BON), texts[:64]
-    lm_step = partial(train_lm, policy, batch, TrainConfig(STEPS, batch_size=64, lr=0.0), seed=0, label=None)
+    lm_step = partial(train_lm, policy, batch, TrainConfig(STEPS, batch_size=64, lr=0.0), seed=0, desc=None)
     c = PPOConfig(updates=10**9, lr=0.0, value_lr=0.0)  # a learning rate of 0: every call is like the first
-    updates = ppo(policy, Ensemble(rms[:5]), posts, c, label=None)
+    updates = ppo(policy, Ensemble(rms[:5]), posts, c, desc=None)
 
     # What is needed. A text's last token is predicted, not read; a backward pass is two forward passes.
     count, size = partial(flops, config), 8192 if device == "cuda" else 2048
