@@ -145,9 +145,7 @@ def test_learning_rate_rises_then_falls():
     """A schedule that is never advanced: Adam's step on a constant gradient is the learning rate itself."""
     point = torch.nn.Linear(1, 1, bias=False)
     training = TrainConfig(steps=20, lr=0.1, warmup=0.2, weight_decay=0)
-    losses = policy.train(
-        point, lambda rows: point.weight.sum(), [torch.zeros(4, 1)], training, 0, desc=None
-    )
+    losses = policy.train(point, lambda rows: point.weight.sum(), [torch.zeros(4, 1)], training, 0, desc=None)
     steps = -losses.diff()
     assert steps[:3].tolist() == pytest.approx([0.025, 0.05, 0.075], abs=1e-5)  # 4 of 20 steps to warm up
     assert steps[[10, 15]].tolist() == pytest.approx([0.05, 0.05 + 0.05 * math.cos(0.75 * math.pi)], abs=1e-5)
