@@ -88,8 +88,7 @@ def sparkline(values, width=12):
 def accuracy_line(accuracies, ceiling):
     """How well the reward models tell which response a rater prefers."""
     found = f"{np.mean(accuracies):.1%} (std {np.std(accuracies):.1%})"
-    noise = f"the true reward itself orders {ceiling:.1%}, since raters are noisy"
-    return f"They order {found} of unseen pairs as the raters do; {noise}."
+    return f"They order {found} of unseen pairs as the raters do. The true reward: {ceiling:.1%}."
 
 
 def best_of_n_lines(curves):
