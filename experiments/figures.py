@@ -51,8 +51,7 @@ def frontier(records):
             gold.append([np.mean([run["gold"] for run in found]) for found in runs])
         band(axis, np.mean(kl, axis=1), np.transpose(gold), COLOURS[kind], NAMES[kind])
         axis.plot(kl[-1], gold[-1], ".", color=COLOURS[kind], alpha=0.5)
-    axis.set(title="PPO: far from SFT the true reward falls, with ensembles less", xlabel="KL to SFT (nats per response)")
-    axis.set(ylabel="true reward (gold)")
+    axis.set(title="PPO: true reward against distance from SFT", xlabel="KL to SFT (nats per response)")
     axis.legend()
     return figure
 

@@ -13,7 +13,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))  # the five files live one folder up
 
 import numpy as np
-from claims import KINDS, claims_table
+from claims import CLAIMS, KINDS, claims_table
+from world import TASKS
 
 ROOT = Path(__file__).parent.parent
 READMES = [ROOT / "README.md", ROOT / "experiments/results/README.md"]
@@ -39,7 +40,8 @@ def load_records(folder):
         if not isinstance(record, dict) or not record.keys() >= KEYS:
             raise ValueError(f"{path} is not a world's record. Delete it, and make that world again.")
         records.setdefault(record["task"], []).append(record)
-    return {task: sorted(found, key=lambda record: record["seed"]) for task, found in records.items()}
+    tasks = [task for task in TASKS if task in records]
+    return {task: sorted(records[task], key=lambda record: record["seed"]) for task in tasks}
 
 
 # ----- scripts ------------------------------------------------------------------------------------
@@ -88,7 +90,7 @@ def sparkline(values, width=12):
 def accuracy_line(accuracies, ceiling):
     """How well the reward models tell which response a rater prefers."""
     found = f"{np.mean(accuracies):.1%} (std {np.std(accuracies):.1%})"
-    return f"They order {found} of unseen pairs as the raters do. The true reward: {ceiling:.1%}."
+    return f"They order {found} of unseen pairs as the raters do; the true reward orders {ceiling:.1%}."
 
 
 def best_of_n_lines(curves):
@@ -154,10 +156,10 @@ def claims_markdown(records):
     for column, found in enumerate(records.values()):
         for row in claims_table(found):
             bold = "**" if row["verdict"] == "reproduced" else ""
-            cells = rows.setdefault(row["id"], [f"`{row['id']}`", row["statement"]] + [""] * len(records))
-            cells[2 + column] = f"{bold}{number(row)}{bold}"
+            cells = rows.setdefault(row["id"], [f"`{row['id']}`"] + [""] * len(records))
+            cells[1 + column] = f"{bold}{number(row)}{bold}"
     worlds = [f"{task} ({len(found)} worlds)" for task, found in records.items()]
-    return markdown(["claim", "what is measured", *worlds], rows.values())
+    return markdown(["claim", *worlds], rows.values())
 
 
 def full_markdown(records):
@@ -182,6 +184,7 @@ def traits_markdown(records):
 # ----- the READMEs --------------------------------------------------------------------------------
 def found_bullets(records):
     """The main README's four findings, each for every task that has it."""
+    weights = next(iter(records.values()))[0]["settings"]["kl_weights"]
     tables = {task: {row["id"]: row for row in claims_table(found)} for task, found in records.items()}
 
     def each_task(name):
@@ -191,7 +194,7 @@ def found_bullets(records):
     findings = {
         "Overoptimisation of one reward model": {
             "true reward lost from the best of 8 to the best of 64": "overopt_bon",
-            "by PPO, from the larger KL weight to the smaller": "overopt_rl",
+            f"by PPO, from KL weight {max(weights)} to {min(weights)}": "overopt_rl",
         },
         "Ensembles against one reward model": {
             "true reward gained by pretrain ensembles, best of 64": "bon_pretrain_vs_single",
@@ -228,6 +231,7 @@ def sections(records):
         "found": found_bullets(records),
         "post": f"```\n{post_lines(first['texts'][0])}\n```",
         "claims": claims_markdown(records),
+        "measures": "\n".join(f"- `{claim.id}`: {claim.statement}" for claim in CLAIMS.values()),
         "worlds": "\n".join(worlds),
         "results": "\n\n".join(results),
     }
