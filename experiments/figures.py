@@ -52,6 +52,7 @@ def frontier(records):
         band(axis, np.mean(kl, axis=1), np.transpose(gold), COLOURS[kind], NAMES[kind])
         axis.plot(kl[-1], gold[-1], ".", color=COLOURS[kind], alpha=0.5)
     axis.set(title="PPO: true reward against distance from SFT", xlabel="KL to SFT (nats per response)")
+    axis.set(ylabel="true reward (gold)")
     axis.legend()
     return figure
 
@@ -66,7 +67,7 @@ def best_of_n(records):
         axis.set_xscale("log", base=2)
         axis.set_xticks(ns, [str(n) for n in ns])
         axis.set(xlabel="n")
-    axes[0].set(title="Best of n: the proxy keeps rising", ylabel="reward that picks")
+    axes[0].set(title="Best of n: the proxy keeps rising", ylabel="proxy: the reward that picks")
     axes[1].set(title="The true reward does not", ylabel="true reward (gold)")
     axes[0].legend()
     return figure
