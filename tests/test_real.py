@@ -3,6 +3,8 @@
 import gzip
 import json
 import random
+import signal
+import subprocess
 import sys
 
 import pytest
@@ -93,6 +95,18 @@ def test_a_file_or_flag_of_no_use_stops_with_one_line(tmp_path, capsys, content,
     assert real.main([str(path), *flags.split()]) == 2
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1
+
+
+def test_ctrl_c_ends_in_one_line(tmp_path):
+    """A traceback, or half a file of numbers."""
+    path, out = written(tmp_path / "pairs.jsonl", made_up(200)), tmp_path / "new" / "real.json"
+    command = [sys.executable, "-u", real.__file__, str(path), "--json", str(out)]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert "usable pairs" in run.stdout.readline()
+    run.send_signal(signal.SIGINT)
+    _, said = run.communicate()
+    assert run.returncode == 130 and said.strip() == "Interrupted. Nothing was written."
+    assert not list(out.parent.iterdir())
 
 
 def test_byte_pairs():

@@ -168,6 +168,9 @@ def main(argv=None):
     except (ValueError, OSError, EOFError, zlib.error) as error:  # the last two: damaged gzip
         print(f"real.py: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\nInterrupted. Nothing was written.", file=sys.stderr)
+        return 130
     return 0
 
 
