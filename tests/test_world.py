@@ -149,18 +149,21 @@ def test_writers_do_what_their_rates_say():
 
 def test_coverage_dials_habits_in_table_order():
     """A habit that leaks at coverage 0, or one that is shown before the one above it is shown in full."""
-    careless, careful = writers(0.15, coverage=0.6)  # 2.4 of four: two, and 0.4 of the third
-    assert [*careless.rates.values()] == pytest.approx([0.085 - 0.075, 0.45, 0.25, 0.4 * 0.2, 0])
-    assert [*careful.rates.values()] == pytest.approx([0.085 + 0.075, 0.35, 0.15, 0.4 * 0.15, 0])
-    for shown in range(5):
-        prompts, *both = sample_preferences(400, 0, coverage=shown / 4)
+    names = [habit.name for habit in world.HABITS if habit.name != "list"]
+    assert names[:4] == ["filler", "chatter", "exclamation", "repetition"]  # a class may have added more
+    careless, careful = writers(0.15, coverage=2.4 / len(names))  # two, and 0.4 of the third
+    unseen = [0] * (len(names) - 3)
+    assert [*careless.rates.values()] == pytest.approx([0.085 - 0.075, 0.45, 0.25, 0.4 * 0.2, *unseen])
+    assert [*careful.rates.values()] == pytest.approx([0.085 + 0.075, 0.35, 0.15, 0.4 * 0.15, *unseen])
+    for shown in range(len(names) + 1):
+        coverage = shown / len(names)
+        prompts, *both = sample_preferences(400, 0, coverage=coverage)
         for rows in (
             (prompts.repeat(2, 1), torch.cat(both)),
-            world.sample_labels(400, 0, coverage=shown / 4)[:2],
+            world.sample_labels(400, 0, coverage=coverage)[:2],
         ):
             parts, _ = judge_rows(*rows)
-            seen = [name for name in ("filler", "chatter", "exclamation", "repetition") if parts[name].any()]
-            assert seen == ["filler", "chatter", "exclamation", "repetition"][:shown]
+            assert [name for name in names if parts[name].any()] == names[:shown]
 
 
 def test_settings_outside_their_range_are_refused():
@@ -207,17 +210,19 @@ parts, traits = judge(encode("anna sold lamps."), [*encode("anna hey sold lamps.
 assert decode(encode("anna hey sold.")) == "anna hey sold." and VOCAB_SIZE == len(WORD_OF)
 assert "shout" in PARTS and "shout" in TRAITS and parts["shout"] == -1 and traits["shout"] == 1
 assert parts["grammar"] == 0 and traits["repetition"] == 0
-assert [round(writers(0.15, c)[0].rates["shout"], 6) for c in (1, 0.9, 0.8)] == [0.3, 0.15, 0]
+habits = len(HABITS) - 1  # that coverage dials: all but the list
+assert [round(writers(0.15, 1 - x / habits)[0].rates["shout"], 6) for x in (0, 0.5, 1)] == [0.3, 0.15, 0]
 assert abs(judge_rows(*sample_texts(2000, 0, writers(0.15)))[1]["shout"].mean() - 0.25) < 0.035
 """
 
 
-def test_a_new_habit_is_one_entry():
+def test_a_new_habit_is_one_entry(tmp_path):
     """A habit to be entered in a second place: a world with one entry more must know it everywhere."""
     source = Path(world.__file__).read_text()
     assert source.count("\ncheck_habits(HABITS)\n") == 1
-    bigger = source.replace("\ncheck_habits(HABITS)\n", NEW_HABIT) + ITS_EFFECTS
-    subprocess.run([sys.executable, "-c", bigger], check=True)
+    bigger = tmp_path / "bigger.py"
+    bigger.write_text(source.replace("\ncheck_habits(HABITS)\n", NEW_HABIT) + ITS_EFFECTS)
+    subprocess.run([sys.executable, bigger], check=True)
 
 
 # ----- preferences and labels ---------------------------------------------------------------------
