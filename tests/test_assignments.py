@@ -1,12 +1,16 @@
-"""The assignments: stubs fail in words, solutions pass, mistakes are named, and cheating earns nothing."""
+"""Assignments: stubs fail in words, solutions pass, mistakes are named, and cheating earns nothing. And the
+worked example: a habit more."""
 
+import json
 import re
 import shutil
 import subprocess
 import sys
 
+import figures
+import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, TINY
 
 ASSIGNMENTS, SOLUTIONS = ROOT / "experiments/assignments", ROOT / "tests/solutions"
 sys.path.append(str(ASSIGNMENTS))
@@ -159,6 +163,7 @@ def test_the_class_copy_has_no_solutions(tmp_path):
 
 
 HEDGING = """
+from world import *
 assert TRAITS[-1] == PARTS[-1] == "hedging" and "allegedly" in KIND
 parts, traits = judge_rows(*sample_texts(500, 0, writers(0.15)))
 assert 0.15 < traits["hedging"].mean() < 0.35
@@ -166,21 +171,27 @@ assert abs(parts["hedging"] + 0.2 * traits["hedging"]).max() < 1e-6
 """
 
 
-def test_the_readmes_habit(tmp_path):
-    """The worked example no longer applies, or its habit is not everywhere; a mistake in it is not named."""
-    readmes = [path.read_text() for path in (ROOT / "experiments/README.md", ASSIGNMENTS / "README.md")]
-    (diff,) = re.findall(r"```diff\n(.*?)```", "".join(readmes), re.S)
-    cases = {
-        diff: "",
-        diff.replace(', "nli": 0', ""): "habit 'hedging': prices must be for",
-        diff.replace("allegedly", "really"): "habit 'hedging': 'really' must be a new word",
-    }
-    assert len(cases) == 3
-    world = tmp_path / "experiments/world.py"
-    world.parent.mkdir()
-    for changed, words in cases.items():
-        shutil.copy(ROOT / "experiments/world.py", world)
+def test_add_a_habit(tmp_path):
+    """The worked example no longer applies, its habit is lost on the way from the table to the figure, or a
+    mistake in it ends in other words than the page says. (Not in the class's copy: students apply it.)"""
+    page = (ROOT / "experiments/README.md").read_text()
+    (diff,) = re.findall(r"```diff\n(.*?)```", page, re.S)
+    errors = re.findall(r"^ValueError: .*$", page, re.M)
+    mistakes = diff.replace(', "nli": 0', ""), diff.replace("allegedly", "really")
+    experiments = tmp_path / "experiments"
+    experiments.mkdir()
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("experiments/*.py")]:
+        shutil.copy(path, tmp_path / path.relative_to(ROOT))
+    command = [sys.executable, "experiments/overopt.py", *TINY, "--processes", "1", "--out", "out"]
+    for changed, error in zip((*mistakes, diff), (*errors, None), strict=True):
+        shutil.copy(ROOT / "experiments/world.py", experiments)
         subprocess.run(["git", "apply", "-"], input=changed, text=True, cwd=tmp_path, check=True)
-        command = [sys.executable, "-c", world.read_text() + HEDGING]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert words in done.stderr and (done.returncode == 0) == (not words), done.stderr
+        run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert run.returncode == 0 if error is None else run.stderr.splitlines()[-1] == error, run.stderr
+    subprocess.run([sys.executable, "-c", HEDGING], cwd=experiments, check=True)
+    assert {"part_hedging", "trait_hedging"} <= set(np.load(tmp_path / "out/bank-1-tldr.npz"))
+    record = json.loads((tmp_path / "out/world-1-tldr.json").read_text())
+    (panel,) = [x for x in figures.traits([record]).axes if x.get_title(loc="left") == "hedging"]
+    policies = "SFT", "PPO, single", "PPO, finetune", "PPO, pretrain"
+    bars = [record["traits"][policy]["hedging"] for policy in policies]
+    assert [bar.get_height() for bar in panel.patches] == pytest.approx(bars)
