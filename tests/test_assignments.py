@@ -64,7 +64,7 @@ WRONG = [
     (1, LOSS + SECOND + "return best + second + eta * rewards.sum(1) ** 2", "one for each"),
     (1, LOSS + SECOND + "return (best + second + eta * rewards.sum(1) ** 2).mean().item()", "its gradient"),
     (1, "def same_rankings(rewards):\n    return rewards + 5", "divides an ensemble"),
-    (1, "def same_rankings(rewards):\n    return 2 * rewards", "on what do they depend"),
+    (1, "def same_rankings(rewards):\n    return 2 * rewards", "on what does it depend"),
     (2, "def aggregator(r):\n    return r.mean(-1)", "dim=0"),
     (2, "def aggregator(r):\n    return r.max(0)", "take .values"),
     (2, "def aggregator(r):\n    return r.mean(0) + r[0]", "in another order"),
@@ -84,10 +84,11 @@ WRONG = [
     (6, "def gap(s, careful):\n    return s[~careful].mean() - s[careful].mean()", "careless minus careful"),
     (7, MASK + "\n    return before < 1", "EOS is a decision"),
     (7, MASK + " - stopped\n    return (before < 1) & stopped.any(1, keepdim=True)", "left out altogether"),
-    (8, "def proxy(rewards, seeds, texts):\n    return 2 * rewards.mean(0)", "picks what the mean"),
+    (8, "def proxy(rewards, seeds, texts):\n    return 2 * rewards.mean(0)", "picks what `mean`"),
     (8, "def proxy(rewards, seeds, texts):\n    return rewards[0]", "Read your picks"),
     (8, "def proxy(rewards, seeds, texts):\n    return rewards.mean(1)", "must have shape"),
     (4, "def k2(x):\n    return x + undefined", "line \\d+: NameError"),
+    (4, "def k2(x:\n", r"line \d+: SyntaxError: .*4_kl.py"),
 ]  # fmt: skip
 
 
@@ -111,12 +112,14 @@ CHEATS = [
     (5, "from world import gold", "imports world.gold"),
     (3, "solution = open('tests/solutions/3_rank.py').read()", "uses open"),
     (3, "x = ().__class__", "uses __class__"),
-    (3, "import numpy as np\nnp.allclose = lambda *a, **k: True", "changes np.allclose"),
+    (3, "import numpy as np\nnp.allclose = lambda *a, **k: True", "sets np.allclose"),
     (3, "def check_the_ends(their):\n    pass", "has no function expected_kth_of_n"),
     (3, "raise SystemExit(0)", "SystemExit"),
     (2, AGGREGATOR + "2 * rewards.mean(0)", "picks are those of `mean`"),
     (2, AGGREGATOR + "rewards.sum(0) + 1", "picks are those of `mean`"),
     (2, AGGREGATOR + "rewards.amax(0) + rewards.amin(0)", "picks are those of `midrange`"),
+    (8, "def proxy(rewards, seeds, texts):\n    return rewards.min(0)", "picks what `min`"),
+    (8, "import numpy as np\nnp.savetxt('/dev/stdout', ['[]'], fmt='%s')", "uses savetxt"),
 ]
 
 

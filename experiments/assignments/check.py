@@ -27,12 +27,13 @@ WORLD = set("SLOTS WORDS DETAILS KIND".split())  # what may be imported from wor
 FORBIDDEN = set(  # ways to files and to other code
     "__import__ eval exec open breakpoint globals locals vars getattr setattr delattr os _os sys "
     "_sys importlib subprocess builtins inspect ctypes ctypeslib load loadtxt genfromtxt fromfile "
-    "memmap open_memmap from_file DataSource f_back f_globals f_locals gi_frame tb_frame".split()
+    "fromregex memmap open_memmap from_file DataSource save savez savetxt tofile dump "
+    "f_back f_globals f_locals gi_frame tb_frame".split()
 )
 
 
 def refusal(source):
-    """Why an answer is not run, or None if it may be. It is read here, before any of its code runs."""
+    """Why an answer (bytes) is refused, or None. It is read here, before any of its code runs."""
     for node in ast.walk(ast.parse(source)):
         imported, names = [], []
         if isinstance(node, ast.Import):
@@ -44,16 +45,16 @@ def refusal(source):
         elif isinstance(node, ast.Attribute):
             names = [node.attr]
             if not isinstance(node.ctx, ast.Load) and not ast.unparse(node).startswith("self."):
-                return f"line {node.lineno} changes {ast.unparse(node)}, which is not its own"
+                return f"line {node.lineno} sets {ast.unparse(node)}: answers set attributes of self alone"
         for name in imported:
             module, *rest = name.split(".")
             names += rest
             if module not in MODULES and (module != "world" or not WORLD.issuperset(rest)):
-                rule = f"An answer is your own code, with {', '.join(sorted(MODULES))}, and from world"
-                return f"line {node.lineno} imports {name}. {rule} {', '.join(sorted(WORLD))}"
+                rule = f"{', '.join(sorted(MODULES))}, and from world {', '.join(sorted(WORLD))}"
+                return f"line {node.lineno} imports {name}. Answers may import {rule}"
         for name in names:
             if name in FORBIDDEN or name.startswith("__") and name != "__name__":
-                return f"line {node.lineno} uses {name}: answers read no files and look into no other code"
+                return f"line {node.lineno} uses {name}: answers may not touch files or other code"
     return None
 
 
@@ -81,7 +82,7 @@ def answer_file(number, folder):
 
 def load_answer(number, path):
     """The answer as a module; Wrong if it is refused, or lacks a function of the stub."""
-    refused = refusal(path.read_text())
+    refused = refusal(path.read_bytes())
     expect(not refused, f"{path.name}: {refused}")
     answer = load(path)
     for name in functions(HERE / "stubs" / CHECKS[number].name):
@@ -94,8 +95,10 @@ def in_words(error, path):
     if isinstance(error, Wrong | NotImplementedError):
         return str(error)
     frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if frame.filename == str(path)] or ["?"]
-    return f"{path.name}, line {lines[-1]}: {type(error).__name__}: {error}"
+    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+    if isinstance(error, SyntaxError):
+        lines, error.filename = [error.lineno], path.name
+    return f"{path.name}, line {lines[-1] if lines else '?'}: {type(error).__name__}: {error}"
 
 
 def verdicts(number, folder):
@@ -123,17 +126,17 @@ def main():
     parser.add_argument("--of", type=Path, default=HERE / "stubs", metavar="FOLDER", help="default: stubs")
     parser.add_argument("--json", action="store_true", help="for grade.py: a line of JSON for each verdict")
     args = parser.parse_args()
-    out, failed = sys.stdout, False
+    out, said = sys.stdout, {None: "passed"}
     with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
         for name, wrong in verdicts(args.number, args.of):
-            failed |= wrong is not None
-            shown = f"{name.removeprefix('check_').replace('_', ' ')}: {wrong or 'passed'}"
+            shown = f"{name.removeprefix('check_').replace('_', ' ')}: {said.get(wrong, wrong)}"
+            said.setdefault(wrong, "as above")
             print(json.dumps([name, wrong]) if args.json else shown, file=out, flush=True)
     if args.json:
         print(json.dumps(["measured", MEASURED]))
     for name, value in {} if args.json else MEASURED.items():
         print(f"measured: {name}: {value}")
-    return int(failed)
+    return int(len(said) > 1)
 
 
 if __name__ == "__main__":

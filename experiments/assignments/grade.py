@@ -68,11 +68,11 @@ def print_table(students, numbers):
 
 
 def print_leaderboard(students):
-    """Assignment 8: gains over the ensemble, the largest first."""
+    """Assignment 8: gains over the best aggregator, the largest first."""
     found = [(grades[8][2], name) for name, grades in students.items() if 8 in grades and grades[8][2]]
     for measured, name in sorted(found, key=lambda row: -row[0]["gain"]):
         gain, error = measured["gain"], measured["standard error"]
-        print(f"8: gold {gain:+.3f} +- {error:.3f} over the ensemble's: {name}")
+        print(f"8: gold {gain:+.3f} +- {error:.3f} over the best aggregator: {name}")
 
 
 def main(argv=None):

@@ -29,7 +29,7 @@ def expect_numbers(name, given, shape):
     expect(numbers, f"{name} must be numbers, got a {type(given).__name__}")
     given = np.asarray(given, dtype=float)
     expect(given.shape == shape, f"{name} must have shape {shape}, got {given.shape}: which axis do you sum?")
-    words = "log of 0, division by 0, or exp of a large number?"
+    words = "log of 0, division by 0, exp of a large number, or std of one?"
     expect(np.isfinite(given).all(), f"{name} has NaN or infinity: {words}")
     return given
 

@@ -12,7 +12,7 @@ The same reward for a fraction of the KL! Too good to be true: what must it cost
 the start chooses among 99 words? One thing in the code is wrong. Find it, and repair it. (It is written
 differently from ppo.py in many places. All but one are equivalent.)
 
-Hint: print, do not only read. Who pays?
+Hint: do not only read. Make a few responses by hand, and print what each function makes of them.
 """
 
 import torch

@@ -1,11 +1,11 @@
 """8. Open: beat the ensemble.
 
 Score the stored responses by a proxy of your own, from all reward models' scores and the responses' texts.
-The best of 64 by it must have a higher gold than the best of 64 by the mean of all reward models, by more
-than two standard errors over the posts. Both are best of the same n, hence at the same KL. Gold is not
-shown, and neither are the posts. What you know about reward models, raters and writers is fair.
+The best of 64 by it must have a higher gold than the best of 64 by each aggregator of ensemble.py over all
+reward models, by more than two standard errors over the posts. Both are best of the same n, so at the same
+KL. You see neither gold nor the posts. What you know about reward models, raters and writers is fair.
 
-Hint: start from rewards.mean(0), which is to be beaten. What was no reward model ever told?
+Hint: start from rewards.mean(0) and add to it. What was no reward model ever told?
 """
 
 
