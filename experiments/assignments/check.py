@@ -126,6 +126,8 @@ def main():
     parser.add_argument("--of", type=Path, default=HERE / "stubs", metavar="FOLDER", help="default: stubs")
     parser.add_argument("--json", action="store_true", help="for grade.py: a line of JSON for each verdict")
     args = parser.parse_args()
+    if not args.of.is_dir():
+        parser.error(f"{args.of} is not a folder")
     out, said = sys.stdout, {None: "passed"}
     with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
         for name, wrong in verdicts(args.number, args.of):
