@@ -29,7 +29,7 @@ def expect_estimate(their, n, k, right, hint):
         "that is the k-th of the first n alone: right on average, but noisy": by_all_subsets(
             p[:, :n], v, n, k
         ),
-        "that is the expected *proxy*; the values are asked for": by_all_subsets(p, p, n, k),
+        "that is the expected *proxy*; average the values": by_all_subsets(p, p, n, k),
         "the values must come in the order of the proxy": by_all_subsets(np.sort(p, 1), np.sort(v, 1), n, k),
         "the values are not sorted by the proxy": by_all_subsets(np.sort(p, 1), v, n, k),
         "the weights do not add up to 1: divide by the number of subsets": right * comb(6, n),

@@ -31,12 +31,12 @@ def check_bias(their):
         mean = (P * f(X)).sum()
         slips = {
             "that is the average itself: subtract the true KL": mean,
-            "that is the true KL minus the average: the other way round": kl - mean,
+            "that is the true KL minus the average: flip it": kl - mean,
             "the average is over samples of q; they are p's": (Q * f(X)).sum() - kl,
             "the average is over words; a word is drawn with probability p": f(X).mean() - kl,
             "that is the bias against KL(q || p)": mean - reverse,
             FLIPPED: (P * f(-X)).sum() - kl,
-            "that is a share of the KL; nats are asked for": (mean - kl) / kl,
+            "that is a share of the KL, not nats": (mean - kl) / kl,
             "the sign is lost: an estimator can be too low": (mean - kl).abs(),
         }
         hint = "is it exact? A sum over all words needs no samples"

@@ -27,14 +27,12 @@ def bad_and(their):
 
 def check_bad_and_liked_by_the_ensemble(their):
     liked = bad_and(their).mean()
-    words = f"bad they are, but the ensemble gives them {liked:+.2f} against all responses, not +0.25 or more"
+    words = f"they are bad, but the ensemble gives them {liked:+.2f} against all responses, not +0.25 or more"
     expect(liked >= 0.25, f"{words}. What goes with a good summary in all that the raters saw?")
 
 
 def check_bad_and_liked_by_most(their):
     liked = bad_and(their)
     fooled, needed = (liked > 0).sum(), round(0.88 * len(liked))
-    words = (
-        f"{fooled} of {len(liked)} models are fooled, {needed} are needed; the least gives {liked.min():+.2f}"
-    )
+    words = f"{fooled} of {len(liked)} models are fooled, not {needed}; the lowest gives {liked.min():+.2f}"
     expect(fooled >= needed, f"{words}. A fault that each judges in its own way fools only some")

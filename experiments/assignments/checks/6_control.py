@@ -47,7 +47,7 @@ def check_the_gap(their):
         "that is careless minus careful": 4 / 3 - 2.5,
         "that is the careful one's mean alone": 2.5,
         "that is a difference of sums, but the two may have written differently many": 1.0,
-        "that is a correlation; the difference of two means is asked for": np.corrcoef(stated, careful)[0, 1],
+        "that is a correlation, not the difference of two means": np.corrcoef(stated, careful)[0, 1],
     }
     name = "gap of [3 2 1 0 3], the first two by the careful one,"
     expect_close(name, their.gap(stated, careful), 2.5 - 4 / 3, slips)

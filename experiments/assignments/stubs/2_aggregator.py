@@ -1,7 +1,7 @@
 """2. An aggregator of your own.
 
 Make one reward of the scores of M reward models, in a way that the repository does not have. The best of 64
-responses by it must be truly better (gold) than by a single reward model; it need not beat the repository's
+responses by it must have a higher gold than by a single reward model; it need not beat the repository's
 aggregators. It is new if it picks other responses than they do: twice the mean is the mean.
 
 Read: ensemble.py up to `aggregate`.

@@ -8,7 +8,7 @@ average,
 - the ensemble, the mean of all 25 reward models, gives them at least 0.25 more than all responses;
 - at least 22 of the 25 reward models give them more than all responses.
 
-Do not search the scores when picking: `pick` sees only texts. But do look at them beforehand.
+`pick` sees only texts, so it cannot search the scores. But do look at them beforehand.
 
 Read: the docstring of experiments/world.py, and the README up to the claims.
 Hint: np.load("experiments/results/bank-tldr.npz") has "posts", "responses", "rewards" (25, posts, 64) and

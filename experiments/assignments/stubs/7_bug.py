@@ -2,7 +2,7 @@
 
 A colleague has written the code below, which makes the experience that PPO learns from: what each token of a
 response earned. It runs without an error, and she is delighted. From a policy that knows nothing, with the
-reward "how often does word 7 come" (at most 24 times) and a KL weight of 0.05, the last of 40 updates shows:
+reward "how often word 7 occurs" (at most 24 times) and a KL weight of 0.05, the last of 40 updates shows:
 
                               reward   tokens   KL to the start
     as it should be             22.6     23.9              84.9
