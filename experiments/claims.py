@@ -1,7 +1,7 @@
 """From a world's arrays to numbers: the paper's claims, one number each, and what tables and figures show.
 
 A world (a seed) is an independent replicate of everything: posts, pretrainings, SFT, preferences, reward
-models, samples, PPO. Nothing is pooled, so a claim's interval over worlds is that of a pocket calculator:
+models, samples, PPO. Nothing is pooled, so a claim's interval over worlds is the textbook's:
 
     mean +- t * std / sqrt(worlds)          (Student's t, 95 %)
 """
@@ -14,7 +14,8 @@ import numpy as np
 from bon import best_of_n, bon_kl, expected_best_of_n
 from ensemble import finetune_ensembles, pretrain_ensembles
 
-KINDS = ("single", "finetune", "pretrain")  # what a policy is aligned to
+# What a policy is aligned to: its key in records, and its name in tables and figures.
+KINDS = {"single": "one reward model", "finetune": "finetune ensemble", "pretrain": "pretrain ensemble"}
 
 
 @dataclass
@@ -45,17 +46,22 @@ class Evidence:
         """Mean of `values`, (posts, n) or (ensembles, posts, n), of the best of n by a kind: (len(ns),)."""
         return expected_best_of_n(self.proxies(kind), values, ns).mean((0, 1))
 
-    def runs_of(self, kind, weight=min):
-        """The PPO runs of a kind at the smallest KL weight (or at the largest: weight=max)."""
-        kl_weight = weight(run["kl_weight"] for run in self.runs)
+    def best_of_all(self, kind, values):
+        """The same at the largest n, all samples of a post: a number."""
+        return self.best_of_n(kind, values, [self.gold.shape[1]])[0]
+
+    def runs_of(self, kind, which=min):
+        """The PPO runs of a kind at the smallest KL weight (which=max: at the largest)."""
+        kl_weight = which(run["kl_weight"] for run in self.runs)
         return [run for run in self.runs if (run["kind"], run["kl_weight"]) == (kind, kl_weight)]
 
 
-# ----- tools --------------------------------------------------------------------------------------
+# ----- comparing reward models --------------------------------------------------------------------
 def pair_means(matrix, F):
-    """Means of an (M, M) matrix over pairs of a reward model with itself, with others of its pretraining and
-    with other pretrainings: [self, same, other]. Models are ordered by pretraining, F of each."""
-    itself, pretraining = np.eye(len(matrix), dtype=bool), np.arange(len(matrix)) // F
+    """Means of an (M, M) matrix over pairs of reward models: each with itself, with the others of its
+    pretraining, with those of other pretrainings: [self, same, other]. Ordered by pretraining, F of each."""
+    itself = np.eye(len(matrix), dtype=bool)
+    pretraining = np.arange(len(matrix)) // F
     alike = pretraining[:, None] == pretraining
     return [matrix[pairs].mean() if pairs.any() else np.nan for pairs in (itself, alike & ~itself, ~alike)]
 
@@ -66,13 +72,13 @@ def rank_correlation(scores):
 
 
 def judged(scores, picks):
-    """Mean reward by each model of what each has picked, (M, posts, n), (M, posts) -> (picker, judge)."""
+    """Mean reward by each model of what each has picked: (M, posts, n), (M, posts) -> (picker, judge)."""
     return np.take_along_axis(scores[None], picks[:, None, :, None], axis=-1)[..., 0].mean(-1)
 
 
 def same_spread(samples, texts):
-    """For each post one of SFT's samples, so that their consensus (the mean reward of all models) varies
-    from post to post as that of some texts does: samples (M, posts, n), texts (M, posts) -> (M, posts)."""
+    """SFT's samples (M, posts, n), one picked for each post -> (M, posts): so that the consensus, the mean
+    reward of all models, varies from post to post as much as it does over some texts, (M, posts)."""
     consensus, target = samples.mean(0), texts.mean(0)
     wanted = consensus.mean() + target - target.mean()
     nearest = np.abs(consensus - wanted[:, None]).argmin(-1)
@@ -88,26 +94,22 @@ BEST_N = 8  # where one reward model's gold was highest on the development seeds
 class Claim:
     """signs: the direction claimed for each task, 1 or -1; 0: described, not tested; None: not claimed."""
 
-    id: str
     statement: str
     measure: Callable  # Evidence -> number
     signs: tuple  # tldr, helpful, nli
 
     def sign(self, task):
+        """The sign claimed for a task."""
         return self.signs[("tldr", "helpful", "nli").index(task)]
-
-
-def add_claim(id, statement, measure, signs=(1, 1, 1)):
-    CLAIMS[id] = Claim(id, statement, measure, signs)
 
 
 def claim(*signs):
     """Decorator: a claim is a function of one world's Evidence, its docstring's first line the statement."""
 
-    def enter(measure):
-        statement = measure.__doc__.splitlines()[0].rstrip(".")
-        add_claim(measure.__name__, statement, measure, signs)
-        return measure
+    def enter(function):
+        statement = function.__doc__.splitlines()[0].rstrip(".")
+        CLAIMS[function.__name__] = Claim(statement, function, signs)
+        return function
 
     return enter
 
@@ -181,58 +183,62 @@ def overopt_rl(evidence):
     return gold_of_ppo(evidence, "single", max) - gold_of_ppo(evidence, "single")
 
 
-def gold_of_best(evidence, kind):
-    """Gold of the best of n, the largest n."""
-    return evidence.best_of_n(kind, evidence.gold, [evidence.gold.shape[1]])[0]
+def gold_of_bon(evidence, kind):
+    """Gold of the best of n, at the largest n."""
+    return evidence.best_of_all(kind, evidence.gold)
 
 
-def gold_of_ppo(evidence, kind, weight=min):
+def gold_of_ppo(evidence, kind, which=min):
     """Gold of PPO's final policies: mean over runs and posts."""
-    return np.mean([run["gold"].mean() for run in evidence.runs_of(kind, weight)])
+    return np.mean([run["gold"].mean() for run in evidence.runs_of(kind, which)])
 
 
-def add_comparisons(method, words, gold_of):
-    """One ensemble against another, or against one reward model: three claims."""
+def gain(gold_of, better, worse):
+    """The measure of a claim: gold of one kind minus gold of another."""
+    return lambda evidence: gold_of(evidence, better) - gold_of(evidence, worse)
+
+
+for method, words, gold_of in (
+    ("bon", "Gold of the best of n", gold_of_bon),
+    ("rl", "Gold of PPO at the smallest KL weight", gold_of_ppo),
+):
     for better, worse in (("finetune", "single"), ("pretrain", "finetune"), ("pretrain", "single")):
-
-        def difference(evidence, better=better, worse=worse):
-            return gold_of(evidence, better) - gold_of(evidence, worse)
-
-        add_claim(f"{method}_{better}_vs_{worse}", f"{words}: {better} - {worse}", difference)
+        statement, measured = f"{words}: {better} - {worse}", gain(gold_of, better, worse)
+        CLAIMS[f"{method}_{better}_vs_{worse}"] = Claim(statement, measured, (1, 1, 1))
 
 
-add_comparisons("bon", "Gold of the best of n", gold_of_best)
-add_comparisons("rl", "Gold of PPO at the smallest KL weight", gold_of_ppo)
+def herding(trait):
+    """The measure of a claim: a trait of PPO's texts, on pretrain ensembles at the smallest KL weight, minus
+    the trait of SFT's samples."""
 
-
-def add_herding(trait, words, signs):
-    """A trait of PPO's policies on pretrain ensembles, at the smallest KL weight, against SFT's samples."""
-
-    def difference(evidence):
+    def change(evidence):
         traits = [run["traits"][trait].mean() for run in evidence.runs_of("pretrain")]
         return np.mean(traits) - evidence.traits[trait].mean()
 
-    add_claim(f"herd_{trait}", f"{words}: PPO on pretrain ensembles - SFT", difference, signs)
+    return change
 
 
-add_herding("list", "Share of lists", (1, 1, None))  # nli's raters see careless writers alone: none planted
-add_herding("numbers", "Share of responses with a number", (1, 1, -1))
-add_herding("length", "Words in a response", (1, 1, -1))
-add_herding("wrong_facts", "Wrong facts in a response", (1, 1, 1))
+for trait, words, signs in (
+    ("list", "Share of lists", (1, 1, None)),  # nli's raters see careless writers alone: none planted
+    ("numbers", "Share of responses with a number", (1, 1, -1)),
+    ("length", "Words in a response", (1, 1, -1)),
+    ("wrong_facts", "Wrong facts in a response", (1, 1, 1)),
+):
+    CLAIMS[f"herd_{trait}"] = Claim(f"{words}: PPO on pretrain ensembles - SFT", herding(trait), signs)
 
 
 @claim(1, 1, None)
 def control_list(evidence):
     """Share of lists in the best of n by pretrain ensembles: with the spurious correlation - without."""
-    lists, n = evidence.traits["list"], [evidence.gold.shape[1]]
-    without = expected_best_of_n(evidence.aggregate(evidence.control), lists, n).mean()
-    return evidence.best_of_n("pretrain", lists, n)[0] - without
+    lists = evidence.traits["list"]
+    without = expected_best_of_n(evidence.aggregate(evidence.control), lists, [lists.shape[1]]).mean()
+    return evidence.best_of_all("pretrain", lists) - without
 
 
 def measure(evidence, task):
     """{id: number} of a task's claims; None where a world is too small to say (one pretraining)."""
-    numbers = {c.id: float(c.measure(evidence)) for c in CLAIMS.values() if c.sign(task) is not None}
-    return {name: number if np.isfinite(number) else None for name, number in numbers.items()}
+    numbers = {id: float(c.measure(evidence)) for id, c in CLAIMS.items() if c.sign(task) is not None}
+    return {id: number if np.isfinite(number) else None for id, number in numbers.items()}
 
 
 # ----- over worlds --------------------------------------------------------------------------------
@@ -252,11 +258,11 @@ def interval(numbers):
 
 def verdict(numbers, sign):
     """Is the interval on the claim's side of zero ("reproduced"), on the other ("opposite"), or neither?"""
-    _, low, high = interval(numbers)
     if sign == 0:
         return "described"
     if len(numbers) < 3:
-        return "one world"
+        return "too few worlds"
+    _, low, high = interval(numbers)
     if low <= 0 <= high:
         return "inconclusive"
     return "reproduced" if (low > 0) == (sign > 0) else "opposite"
@@ -266,15 +272,18 @@ def claims_table(records):
     """The rows of a task, from its records, one per world: dicts of id, statement, sign, numbers, mean,
     low, high, median, agree (in how many worlds the number has the claim's sign), verdict."""
     rows = []
-    for c in CLAIMS.values():
-        sign, numbers = c.sign(records[0]["task"]), [record["claims"].get(c.id) for record in records]
+    for id, c in CLAIMS.items():
+        numbers = [record["claims"].get(id) for record in records]
         numbers = [number for number in numbers if number is not None]
-        if numbers:
-            mean, low, high = interval(numbers)
-            agree = sum(number * sign > 0 for number in numbers)
-            row = {"id": c.id, "statement": c.statement, "sign": sign, "numbers": numbers}
-            row |= {"mean": mean, "low": low, "high": high, "median": float(np.median(numbers))}
-            rows.append(row | {"agree": agree, "verdict": verdict(numbers, sign)})
+        if not numbers:
+            continue
+        sign = c.sign(records[0]["task"])
+        row = {"id": id, "statement": c.statement, "sign": sign, "numbers": numbers}
+        row["mean"], row["low"], row["high"] = interval(numbers)
+        row["median"] = float(np.median(numbers))
+        row["agree"] = sum(number * sign > 0 for number in numbers)
+        row["verdict"] = verdict(numbers, sign)
+        rows.append(row)
     return rows
 
 
@@ -292,10 +301,10 @@ def best_of_n_curves(evidence):
 
 def trait_table(evidence):
     """Mean traits and gold of each policy: {policy: {trait: mean}}, PPO's at the smallest KL weight."""
-    N, quantities = [evidence.gold.shape[1]], {"gold": evidence.gold, **evidence.traits}
+    quantities = {"gold": evidence.gold, **evidence.traits}
     table = {"SFT": {name: x.mean() for name, x in quantities.items()}}
     for kind in KINDS:
-        best = {name: evidence.best_of_n(kind, x, N)[0] for name, x in quantities.items()}
+        best = {name: evidence.best_of_all(kind, x) for name, x in quantities.items()}
         table[f"best of n, {kind}"] = best
     for kind in KINDS:
         runs = [{"gold": run["gold"], **run["traits"]} for run in evidence.runs_of(kind)]

@@ -1,14 +1,7 @@
-"""The figures of a folder of worlds: for each task five PNG files, averaged over its worlds.
-
-    python experiments/figures.py runs/overopt        # draw them again from the records
+"""The figures of a task, averaged over its worlds: report.py draws them from the records of a folder.
 
 Lines are means over worlds, bands their 95 % t-intervals (from three worlds on), dots single worlds.
 """
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent.parent))  # the five files live one folder up
 
 import matplotlib
 
@@ -16,14 +9,13 @@ matplotlib.use("Agg")  # files only: no window, no display needed
 import matplotlib.pyplot as plt
 import numpy as np
 from claims import KINDS, claims_table, interval
-from report import NAMES, Parser, exit_status, on_folder
 from stages import write_whole
 
-GREY = "#777777"
 COLOURS = {"single": "#d55e00", "finetune": "#e69f00", "pretrain": "#0072b2"}
-plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
-plt.rcParams.update({"axes.grid": True, "grid.alpha": 0.25, "axes.titlelocation": "left"})
-plt.rcParams.update({"font.size": 12, "axes.titlesize": 13})
+GREY = "#777777"  # SFT, and claims without a verdict
+plt.rcParams |= {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
+plt.rcParams |= {"axes.grid": True, "grid.alpha": 0.25, "axes.titlelocation": "left"}
+plt.rcParams |= {"font.size": 12, "axes.titlesize": 13}
 
 
 def band(axis, x, values, colour, label, style="o-"):
@@ -34,7 +26,7 @@ def band(axis, x, values, colour, label, style="o-"):
         axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
-def runs_of(record, kind, kl_weight):
+def runs_at(record, kind, kl_weight):
     """The PPO runs of a kind at a KL weight."""
     return [run for run in record["ppo"] if (run["kind"], run["kl_weight"]) == (kind, kl_weight)]
 
@@ -43,16 +35,16 @@ def frontier(records):
     """Gold against KL: PPO at each KL weight, from SFT outwards."""
     figure, axis = plt.subplots(figsize=(7.5, 4.6))
     weights = sorted({run["kl_weight"] for run in records[0]["ppo"]}, reverse=True)
-    for kind in KINDS:
+    for kind, name in KINDS.items():
         kl, gold = [np.zeros(len(records))], [[r["traits"]["SFT"]["gold"] for r in records]]
         for weight in weights:
-            runs = [runs_of(r, kind, weight) for r in records]
+            runs = [runs_at(r, kind, weight) for r in records]
             kl.append([np.mean([run["kl"] for run in found]) for found in runs])
             gold.append([np.mean([run["gold"] for run in found]) for found in runs])
-        band(axis, np.mean(kl, axis=1), np.transpose(gold), COLOURS[kind], NAMES[kind])
+        band(axis, np.mean(kl, axis=1), np.transpose(gold), COLOURS[kind], name)
         axis.plot(kl[-1], gold[-1], ".", color=COLOURS[kind], alpha=0.5)
-    axis.set(title="PPO: true reward against distance from SFT", xlabel="KL to SFT (nats per response)")
-    axis.set(ylabel="true reward (gold)")
+    axis.set(title="PPO: true reward against distance from SFT")
+    axis.set(xlabel="KL to SFT (nats per response)", ylabel="true reward (gold)")
     axis.legend()
     return figure
 
@@ -63,7 +55,7 @@ def best_of_n(records):
     ns = records[0]["best_of_n"]["n"]
     for axis, name in zip(axes, ("proxy", "gold"), strict=True):
         for kind in KINDS:
-            band(axis, ns, [r["best_of_n"][kind][name] for r in records], COLOURS[kind], NAMES[kind])
+            band(axis, ns, [r["best_of_n"][kind][name] for r in records], COLOURS[kind], KINDS[kind])
         axis.set_xscale("log", base=2)
         axis.set_xticks(ns, [str(n) for n in ns])
         axis.set(xlabel="n")
@@ -79,10 +71,10 @@ def training(records):
     weight = min(run["kl_weight"] for run in records[0]["ppo"])
     for axis, kind in zip(axes, KINDS, strict=True):
         for name, style in (("proxy", "--"), ("gold", "-")):
-            runs = [runs_of(r, kind, weight) for r in records]
+            runs = [runs_at(r, kind, weight) for r in records]
             curves = [np.mean([run["curve"][name] for run in found], axis=0) for found in runs]
             band(axis, range(len(curves[0])), curves, COLOURS[kind], name, style)
-        axis.set(title=NAMES[kind], xlabel="PPO update")
+        axis.set(title=KINDS[kind], xlabel="PPO update")
         axis.legend()
     axes[0].set(ylabel="reward")
     figure.suptitle("PPO: the proxy rises; what does the true reward do?", x=0.01, ha="left")
@@ -131,16 +123,10 @@ def draw(records, folder):
     for function in (frontier, best_of_n, training, claims, traits):
         figure = function(records)
         figure.tight_layout()
-        path = folder / f"{function.__name__}-{records[0]['task']}.png"
-        write_whole(path, lambda file, figure=figure: figure.savefig(file, format="png", dpi=120))
-        plt.close(figure)
+        write_png(figure, folder / f"{function.__name__}-{records[0]['task']}.png")
 
 
-def draw_all(arguments, records):
-    """The figures of every task."""
-    for found in records.values():
-        draw(found, arguments.folder)
-
-
-if __name__ == "__main__":
-    sys.exit(exit_status(on_folder, Parser(__doc__), draw_all))
+def write_png(figure, path):
+    """Write a figure, whole or not at all, and forget it."""
+    write_whole(path, lambda file: figure.savefig(file, format="png", dpi=120))
+    plt.close(figure)

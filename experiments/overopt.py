@@ -30,15 +30,14 @@ import numpy as np
 import report
 import torch
 import world
-from claims import KINDS, Evidence
+from claims import Evidence
 from stages import Stages, in_processes, is_first_process, rank_and_size, write_whole
 
 from ensemble import AGGREGATORS, aggregate, finetune_ensembles, pretrain_ensembles
 
 CORES = min(4, os.cpu_count() or 1)
-DEVICES = ("auto", "cpu", "cuda", "mps")
 
-# What a flag may be: in words, and as a test of its value, or of each of several.
+# What a setting's value may be, or each of several: in words, and as a test.
 POSITIVE = ">= 1", lambda x: x >= 1
 FROM_TWO = ">= 2", lambda x: x >= 2  # a correlation needs two posts, a choice two samples
 FROM_ZERO = ">= 0 and finite", lambda x: 0 <= x < inf
@@ -91,6 +90,7 @@ class Settings:
 
 # ----- the command line ---------------------------------------------------------------------------
 def flag(name):
+    """A setting's flag: "rm_width" -> "--rm-width"."""
     return "--" + name.replace("_", "-")
 
 
@@ -119,11 +119,13 @@ def settings_from(arguments):
     for name, value in vars(arguments).items():
         if name in values:
             values[name] = tuple(value) if isinstance(value, list) else value
-    return check(Settings(**values))
+    settings = Settings(**values)
+    check(settings)
+    return settings
 
 
 def check(s):
-    """The settings; ValueError, naming the flag, if one makes no sense."""
+    """ValueError, naming the flag, if a setting makes no sense."""
     for f in fields(s):
         value = getattr(s, f.name)
         words, is_allowed = f.metadata["allowed"]
@@ -134,31 +136,23 @@ def check(s):
         if getattr(s, name) % s.heads:
             raise ValueError(f"{flag(name)} must be a multiple of --heads {s.heads}, got {getattr(s, name)}")
     check_unique("--kl-weights", s.kl_weights)
-    check_aggregator(s.aggregator)
-    return s
+    shape = aggregate(s.aggregator, torch.randn(5, 3, 2)).shape  # a new one fails now, not after minutes
+    if shape != (3, 2):
+        raise ValueError(f"--aggregator {s.aggregator} must map (5, 3, 2) to (3, 2), made {tuple(shape)}")
 
 
 def check_unique(flag, values):
+    """ValueError, naming the flag, if a value is given twice."""
     if len(set(values)) < len(values):
         raise ValueError(f"{flag} must not have a value twice, got {' '.join(map(str, values))}")
 
 
-def check_aggregator(name):
-    """Try it: a reader's own aggregator had better fail now than after minutes of training."""
-    try:
-        shape = tuple(aggregate(name, torch.randn(5, 3, 2)).shape)
-    except Exception as error:
-        raise ValueError(f"AGGREGATORS: {name} fails on 5 members ({error!r})") from error
-    if shape != (3, 2):
-        raise ValueError(f"AGGREGATORS: {name} must make (3, 2) of (5, 3, 2), made {shape}")
-
-
 def pick_device(name):
-    """One of DEVICES -> "cpu", "cuda" or "mps"."""
-    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-    if not {"auto": True, "cpu": True, "cuda": cuda, "mps": mps}[name]:
-        raise ValueError(f"--device {name}: torch sees none on this machine")
-    return ("cuda" if cuda else "cpu") if name == "auto" else name
+    """The device to use: "auto" is cuda if there is one, else the CPU."""
+    has_cuda = torch.cuda.is_available()
+    if name == "cuda" and not has_cuda:
+        raise ValueError("--device cuda: torch sees none on this machine")
+    return "cuda" if has_cuda and name != "cpu" else "cpu"
 
 
 # ----- one world ----------------------------------------------------------------------------------
@@ -207,12 +201,12 @@ def make_world(s, seed, task, device, out):
 
 def evidence_of_samples(stages, bank, models, accuracies):
     """Evidence of all but PPO: gold, traits and every reward model's rewards of the bank's samples."""
-    s, task = stages.settings, stages.task
+    s = stages.settings
     P, F = s.pretrain_seeds, s.finetune_seeds
-    gold, traits = judge(bank["posts"].repeat_interleave(s.n, 0), bank["responses"], task)
+    gold, traits = judge_bank(bank, stages.task)
     scores = to_numpy(stages.score_bank(models, bank))
     control = None
-    if task != "nli":  # its raters see careless writers alone, so that a list tells them nothing
+    if stages.task != "nli":  # its raters see careless writers alone, so that a list tells them nothing
         stages.say("Control arm: reward models of raters who see as many lists by either writer.")
         control_models, _ = stages.reward_models([(p, p % F) for p in range(P)], list_gap=0.0)
         control = to_numpy(stages.score_bank(control_models, bank, "control"))
@@ -220,8 +214,8 @@ def evidence_of_samples(stages, bank, models, accuracies):
         accuracy=np.reshape(accuracies, (P, F)),
         scores=scores.reshape(P, F, s.prompts, s.n),
         control=control,
-        gold=gold.reshape(s.prompts, s.n),
-        traits={name: trait.reshape(s.prompts, s.n) for name, trait in traits.items()},
+        gold=gold,
+        traits=traits,
         aggregate=partial(aggregate_arrays, s.aggregator),
         runs=[],
     )
@@ -242,16 +236,18 @@ def ppo_runs(stages, bank, models, aggregate):
 def ppo_cases(s):
     """(kind, run, KL weight, members) of every PPO run. Run i is on pretrain ensemble i, on finetune ensemble
     i, and on the one reward model in both. Larger KL weights, where runs differ less, get half as many."""
-    grid = np.arange(s.pretrain_seeds * s.finetune_seeds).reshape(s.pretrain_seeds, s.finetune_seeds).tolist()
+    P, F = s.pretrain_seeds, s.finetune_seeds
+    grid = np.arange(P * F).reshape(P, F).tolist()
     cases = []
     for kl_weight in sorted(s.kl_weights):
         runs = s.ppo_runs if kl_weight == min(s.kl_weights) else -(-s.ppo_runs // 2)
         for run in range(runs):
-            finetune = finetune_ensembles(grid)[run % s.pretrain_seeds]
-            pretrain = pretrain_ensembles(grid)[run % s.finetune_seeds]
+            finetune = finetune_ensembles(grid)[run % P]
+            pretrain = pretrain_ensembles(grid)[run % F]
             single = [member for member in pretrain if member in finetune]
-            members = {"single": single, "finetune": finetune, "pretrain": pretrain}
-            cases += [(kind, run, kl_weight, members[kind]) for kind in KINDS]
+            cases.append(("single", run, kl_weight, single))
+            cases.append(("finetune", run, kl_weight, finetune))
+            cases.append(("pretrain", run, kl_weight, pretrain))
     return cases
 
 
@@ -262,7 +258,16 @@ def judge(posts, responses, task):
     return to_numpy(gold).round(5), {name: to_numpy(trait) for name, trait in traits.items()}
 
 
+def judge_bank(bank, task):
+    """Gold (posts, n) and traits {name: (posts, n)} of the bank's samples, as arrays."""
+    posts, responses = bank["posts"], bank["responses"]
+    n = len(responses) // len(posts)
+    gold, traits = judge(posts.repeat_interleave(n, 0), responses, task)
+    return gold.reshape(-1, n), {name: trait.reshape(-1, n) for name, trait in traits.items()}
+
+
 def to_numpy(tensor):
+    """A tensor, on whatever device, as an array of float64."""
     return tensor.double().cpu().numpy()
 
 
@@ -273,9 +278,9 @@ def aggregate_arrays(aggregator, scores):
 
 # ----- what a world leaves ------------------------------------------------------------------------
 def ppo_summary(run):
-    """What a record keeps of a PPO run."""
+    """What a record keeps of a PPO run; proxy and gold: means over the final policy's responses."""
     kept = {name: run[name] for name in ("kind", "run", "kl_weight", "kl", "curve")}
-    return kept | {name: run[name].mean() for name in ("proxy", "gold")}
+    return kept | {"proxy": run["proxy"].mean(), "gold": run["gold"].mean()}
 
 
 def texts_of(evidence, bank, post):
@@ -284,19 +289,17 @@ def texts_of(evidence, bank, post):
     proxy: the reward by what the policy was aligned to; for SFT's sample by the pretrain ensemble."""
     gold = evidence.gold[post]
     samples = bank["responses"].view(*evidence.gold.shape, -1)[post]
-    runs = {kind: evidence.runs_of(kind)[0] for kind in ("single", "pretrain")}
-    proxies = {kind: evidence.aggregate(evidence.flat[run["members"], post]) for kind, run in runs.items()}
-
-    def response(policy, tokens, proxy, gold):
-        return {"policy": policy, "text": world.decode(tokens), "proxy": proxy, "gold": gold}
-
-    responses = [response("SFT", samples[0], proxies["pretrain"][0], gold[0])]
-    for kind, proxy in proxies.items():
+    best, ppo = [], []
+    for kind in ("single", "pretrain"):
+        run = evidence.runs_of(kind)[0]
+        proxy = evidence.aggregate(evidence.flat[run["members"], post])  # (n,)
         pick = proxy.argmax()
-        responses.append(response(f"best of {len(gold)}, {kind}", samples[pick], proxy[pick], gold[pick]))
-    for kind, run in runs.items():
-        ends = run["responses"][post], run["proxy"][post], run["gold"][post]
-        responses.append(response(f"PPO, {kind}", *ends))
+        best.append((f"best of {len(gold)}, {kind}", samples[pick], proxy[pick], gold[pick]))
+        ppo.append((f"PPO, {kind}", run["responses"][post], run["proxy"][post], run["gold"][post]))
+    rows = [("SFT", samples[0], proxy[0], gold[0]), *best, *ppo]
+    responses = [
+        {"policy": p, "text": world.decode(tokens), "proxy": r, "gold": g} for p, tokens, r, g in rows
+    ]
     return {"post": world.decode(bank["posts"][post]), "responses": responses}
 
 
@@ -314,16 +317,15 @@ def bank_arrays(evidence, bank, task):
     posts, n = evidence.gold.shape
     P, F = evidence.accuracy.shape
     parts, _ = world.judge_rows(bank["posts"].repeat_interleave(n, 0), bank["responses"], task)
-    responses = [world.decode(row) for row in bank["responses"].tolist()]
     arrays = {"rewards": evidence.flat, "gold": evidence.gold}
     arrays |= {f"part_{name}": to_numpy(part).reshape(posts, n) for name, part in parts.items()}
     arrays |= {f"trait_{name}": trait for name, trait in evidence.traits.items()}
-    return {name: array.astype(np.float32) for name, array in arrays.items()} | {
-        "pretrain_seed": np.arange(P * F) // F,
-        "finetune_seed": np.arange(P * F) % F,
-        "posts": np.array([world.decode(row) for row in bank["posts"].tolist()]),
-        "responses": np.reshape(responses, (posts, n)),
-    }
+    arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
+    arrays["pretrain_seed"] = np.arange(P * F) // F
+    arrays["finetune_seed"] = np.arange(P * F) % F
+    arrays["posts"] = np.array([world.decode(row) for row in bank["posts"].tolist()])
+    responses = [world.decode(row) for row in bank["responses"].tolist()]
+    return arrays | {"responses": np.reshape(responses, (posts, n))}
 
 
 def rounded(x):
@@ -338,9 +340,9 @@ def work(s, seeds, task, device, out):
     if device == "cuda":  # each process on a GPU of its own, as far as there are enough
         device = f"cuda:{rank_and_size()[0] % torch.cuda.device_count()}"
     for seed in seeds:
-        record = report.to_json(make_world(s, seed, task, torch.device(device), out))
+        record = make_world(s, seed, task, torch.device(device), out)
         if is_first_process():
-            write_whole(out / f"world-{seed}-{task}.json", lambda file, record=record: file.write(record))
+            report.write_json(record, out / f"world-{seed}-{task}.json")
     if is_first_process():
         records = report.load_records(out)[task]
         figures.draw(records, out)
@@ -352,24 +354,22 @@ def work(s, seeds, task, device, out):
 def check_folder(out, s, seeds, task):
     """Make the folder. ValueError if it cannot be written, or would keep worlds of other settings."""
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        write_whole(out / ".writable", lambda file: None)
-        (out / ".writable").unlink()
+        (out / "cache").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"--out: cannot write into {out} ({error.strerror})") from None
-    here = rounded(asdict(s))
+    wanted = rounded(asdict(s))
     for record in report.load_records(out).get(task, []):
-        other = [flag(name) for name in here if record["settings"].get(name) != here[name]]
+        other = [flag(name) for name in wanted if record["settings"].get(name) != wanted[name]]
         if other and record["seed"] not in seeds:
-            there = f"{out} has world {record['seed']} with another {', '.join(other)}"
-            raise ValueError(f"{there}: give another --out")
+            has = f"{out} has world {record['seed']} with another {', '.join(other)}"
+            raise ValueError(f"{has}: give another --out")
 
 
 def main(argv=None):
     """The command line, checked as far as can be before the work, then the work."""
     parser = report.Parser(__doc__)
     parser.add_argument("--task", default="tldr", choices=world.TASKS, help="who rates (default tldr)")
-    parser.add_argument("--device", default="auto", choices=DEVICES, help="auto: cuda if there is one")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="auto: cuda if any")
     add_flags(parser)
     arguments = parser.parse_args(argv)
     s, seeds, task = settings_from(arguments), arguments.seeds, arguments.task

@@ -1,7 +1,9 @@
-"""What was found, as text: a run's lines of progress, its summary, and the tables of all worlds in a folder.
+"""Text about a run: its lines of progress, its summary, and the tables of all worlds in a folder.
 
-python experiments/report.py runs/overopt            # every claim of every task, over the worlds there
-python experiments/report.py runs/overopt --readme   # and fill the tables of the READMEs from those records
+    python experiments/report.py runs/overopt            # every claim of every task, over the worlds there
+    python experiments/report.py runs/overopt --readme   # and fill the READMEs' tables from those records
+
+It draws the figures in the folder again, too. Everything is made from the records, world-SEED-TASK.json.
 """
 
 import argparse
@@ -12,21 +14,23 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # the five files live one folder up
 
+import figures
 import numpy as np
 from claims import CLAIMS, KINDS, claims_table
+from stages import write_whole
 from world import TASKS
 
 ROOT = Path(__file__).parent.parent
 READMES = [ROOT / "README.md", ROOT / "experiments/results/README.md"]
-NAMES = {"single": "one reward model", "finetune": "finetune ensemble", "pretrain": "pretrain ensemble"}
 KEYS = set("seed task settings accuracy claims best_of_n traits ppo texts".split())
 
 
 # ----- records ------------------------------------------------------------------------------------
-def to_json(record):
-    """Bytes of indented JSON, lists of numbers on one line."""
+def write_json(record, path):
+    """Indented JSON, lists of numbers on one line."""
     text = json.dumps(record, indent=1, allow_nan=False)
-    return re.sub(r"\[[^\[\]{}]*\]", lambda match: " ".join(match[0].split()), text).encode()
+    text = re.sub(r"\[[^\[\]{}]*\]", lambda match: " ".join(match[0].split()), text)
+    write_whole(path, lambda file: file.write(text.encode()))
 
 
 def load_records(folder):
@@ -69,16 +73,6 @@ def exit_status(function, *args):
     return 0
 
 
-def on_folder(parser, use):
-    """The start of a script on a run's folder: use(arguments, records)."""
-    parser.add_argument("folder", type=Path, help="the folder of a finished run")
-    arguments = parser.parse_args()
-    records = load_records(arguments.folder)
-    if not records:
-        raise ValueError(f"{arguments.folder} has no world-*.json: see experiments/overopt.py --help")
-    use(arguments, records)
-
-
 # ----- a run's lines of progress ------------------------------------------------------------------
 def sparkline(values, width=12):
     """Numbers as a row of bars: sparkline([0, 1, 2, 3]) is "▁▃▆█"."""
@@ -97,8 +91,8 @@ def best_of_n_lines(curves):
     """Gold of the best of n by each kind, a line each."""
     lines = ["Best of n: the true reward (gold) of the sample that is rated best."]
     lines.append(f"    {'n':>18} " + " ".join(f"{n:>6}" for n in curves["n"]))
-    for kind in KINDS:
-        lines.append(f"    {NAMES[kind]:>18} " + " ".join(f"{gold:6.2f}" for gold in curves[kind]["gold"]))
+    for kind, name in KINDS.items():
+        lines.append(f"    {name:>18} " + " ".join(f"{gold:6.2f}" for gold in curves[kind]["gold"]))
     return "\n".join(lines)
 
 
@@ -106,7 +100,7 @@ def ppo_line(run):
     """A PPO run: how proxy and gold went, and where they and the KL ended."""
     curve = run["curve"]
     bars = [f"{name} {sparkline(curve[name])} {curve[name][-1]:5.2f}" for name in ("proxy", "gold")]
-    where = f"{NAMES[run['kind']]}, KL weight {run['kl_weight']:g}"
+    where = f"{KINDS[run['kind']]}, KL weight {run['kl_weight']:g}"
     return f"    {where:<32} {bars[0]}   {bars[1]}   KL {curve['kl'][-1]:4.1f}"
 
 
@@ -120,27 +114,28 @@ def post_lines(text):
 
 
 # ----- tables -------------------------------------------------------------------------------------
-def number(row):
-    """A claim's mean and interval: "+0.15 [+0.06, +0.24]", or the mean alone of one world."""
+def mean_and_interval(row):
+    """A claim's: "+0.15 [+0.06, +0.24]", or the mean alone of one world."""
     if not np.isfinite(row["low"]):
         return f"{row['mean']:+.2f}"
     return f"{row['mean']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
 
 
-def agree(row):
+def agreement(row):
     """In how many worlds a claim's number has its sign: "7 of 8"."""
     return f"{row['agree']} of {len(row['numbers'])}" if row["sign"] else ""
 
 
 def summary(records):
     """What the worlds of a task say, for the terminal: a line for each claim."""
-    worlds, seeds = len(records), ", ".join(str(record["seed"]) for record in records)
-    lines = [f"{records[0]['task']}: {worlds} world{'s' if worlds > 1 else ''} (seed {seeds})"]
+    seeds = ", ".join(str(record["seed"]) for record in records)
+    lines = [f"{records[0]['task']}, worlds {seeds}"]
     lines.append(f"  {'claim':<24} {'mean [95 % interval]':<22} {'agree':>8}  verdict")
     for row in claims_table(records):
-        lines.append(f"  {row['id']:<24} {number(row):<22} {agree(row):>8}  {row['verdict']}")
-    if worlds < 3:
-        lines.append("  One world shows numbers, not verdicts: three or more have intervals (--seeds 1 2 3).")
+        numbers = f"{mean_and_interval(row):<22} {agreement(row):>8}"
+        lines.append(f"  {row['id']:<24} {numbers}  {row['verdict']}")
+    if len(records) < 3:
+        lines.append("  Fewer than three worlds show numbers, not verdicts: try --seeds 1 2 3.")
     return "\n".join(lines)
 
 
@@ -157,7 +152,7 @@ def claims_markdown(records):
         for row in claims_table(found):
             bold = "**" if row["verdict"] == "reproduced" else ""
             cells = rows.setdefault(row["id"], [f"`{row['id']}`"] + [""] * len(records))
-            cells[1 + column] = f"{bold}{number(row)}{bold}"
+            cells[1 + column] = bold + mean_and_interval(row) + bold
     worlds = [f"{task} ({len(found)} worlds)" for task, found in records.items()]
     return markdown(["claim", *worlds], rows.values())
 
@@ -166,9 +161,9 @@ def full_markdown(records):
     """The claims of one task in full, with every world's number."""
     rows = []
     for row in claims_table(records):
-        median, *numbers = [f"{x:+.2f}" for x in (row["median"], *row["numbers"])]
-        cells = [number(row), median, agree(row), row["verdict"], " ".join(numbers)]
-        rows.append([f"`{row['id']}`", *cells])
+        each = " ".join(f"{number:+.2f}" for number in row["numbers"])
+        median = f"{row['median']:+.2f}"
+        rows.append([f"`{row['id']}`", mean_and_interval(row), median, agreement(row), row["verdict"], each])
     return markdown(["claim", "mean and interval", "median", "agree", "verdict", "each world"], rows)
 
 
@@ -182,37 +177,34 @@ def traits_markdown(records):
 
 
 # ----- the READMEs --------------------------------------------------------------------------------
-def found_bullets(records):
-    """The main README's four findings, each for every task that has it."""
-    weights = next(iter(records.values()))[0]["settings"]["kl_weights"]
+FINDINGS = (  # of the main README: a title, then claims in words
+    ("Overoptimisation of one reward model",
+        ("True reward lost from the best of 8 to the best of 64", "overopt_bon"),
+        ("by PPO, from KL weight {} to {}", "overopt_rl")),
+    ("Ensembles against one reward model",
+        ("True reward gained by pretrain ensembles, best of 64", "bon_pretrain_vs_single"),
+        ("PPO", "rl_pretrain_vs_single")),
+    ("Pretraining seeds against finetuning seeds",
+        ("True reward gained by pretrain over finetune ensembles, best of 64", "bon_pretrain_vs_finetune"),
+        ("PPO", "rl_pretrain_vs_finetune")),
+    ("What ensembles do not eliminate",
+        ("PPO on pretrain ensembles changes the share of lists, which nobody rewards, by", "herd_list"),
+        ("the length in words by", "herd_length")),
+)  # fmt: skip
+
+
+def findings(records):
+    """The bullets of FINDINGS, each claim for every task that has it."""
     tables = {task: {row["id"]: row for row in claims_table(found)} for task, found in records.items()}
-
-    def each_task(name):
-        rows = {task: table[name] for task, table in tables.items() if name in table}
-        return ", ".join(f"{task} {number(row)}" for task, row in rows.items())
-
-    findings = {
-        "Overoptimisation of one reward model": {
-            "true reward lost from the best of 8 to the best of 64": "overopt_bon",
-            f"by PPO, from KL weight {max(weights)} to {min(weights)}": "overopt_rl",
-        },
-        "Ensembles against one reward model": {
-            "true reward gained by pretrain ensembles, best of 64": "bon_pretrain_vs_single",
-            "PPO": "rl_pretrain_vs_single",
-        },
-        "Pretraining seeds against finetuning seeds": {
-            "true reward gained by pretrain over finetune ensembles, best of 64": "bon_pretrain_vs_finetune",
-            "PPO": "rl_pretrain_vs_finetune",
-        },
-        "What ensembles do not eliminate": {
-            "PPO on pretrain ensembles changes the share of lists, which nobody rewards, by": "herd_list",
-            "the length in words by": "herd_length",
-        },
-    }
+    weights = next(iter(records.values()))[0]["settings"]["kl_weights"]
     lines = []
-    for title, parts in findings.items():
-        text = "; ".join(f"{words}: {each_task(name)}" for words, name in parts.items())
-        lines.append(f"- **{title}.** {text[0].upper()}{text[1:]}.")
+    for title, *parts in FINDINGS:
+        texts = []
+        for words, id in parts:
+            found = [f"{task} {mean_and_interval(rows[id])}" for task, rows in tables.items() if id in rows]
+            words = words.format(max(weights), min(weights))
+            texts.append(f"{words}: {', '.join(found)}")
+        lines.append(f"- **{title}.** {'; '.join(texts)}.")
     return "\n".join(lines)
 
 
@@ -228,10 +220,10 @@ def sections(records):
         results.append(f"## {task}\n\n{full_markdown(found)}\n\n{traits_markdown(found)}")
     first = next(iter(records.values()))[0]
     return {
-        "found": found_bullets(records),
+        "found": findings(records),
         "post": f"```\n{post_lines(first['texts'][0])}\n```",
         "claims": claims_markdown(records),
-        "measures": "\n".join(f"- `{claim.id}`: {claim.statement}" for claim in CLAIMS.values()),
+        "measures": "\n".join(f"- `{id}`: {claim.statement}" for id, claim in CLAIMS.items()),
         "worlds": "\n".join(worlds),
         "results": "\n\n".join(results),
     }
@@ -246,20 +238,21 @@ def fill(page, records):
     return page
 
 
-def show(arguments, records):
-    """Print the claims of every task, and fill the READMEs if asked to."""
-    for found in records.values():
-        print(summary(found) + "\n")
-    if arguments.readme:
-        for path in READMES:
-            path.write_text(fill(path.read_text(), records))
-
-
 def main():
     """The command line."""
     parser = Parser(__doc__)
+    parser.add_argument("folder", type=Path, help="the folder of a finished run")
     parser.add_argument("--readme", action="store_true", help="fill the READMEs' tables from these records")
-    on_folder(parser, show)
+    arguments = parser.parse_args()
+    records = load_records(arguments.folder)
+    if not records:
+        raise ValueError(f"{arguments.folder} has no world-*.json: see experiments/overopt.py --help")
+    for found in records.values():
+        print(summary(found) + "\n")
+        figures.draw(found, arguments.folder)
+    if arguments.readme:
+        for path in READMES:
+            path.write_text(fill(path.read_text(), records))
 
 
 if __name__ == "__main__":

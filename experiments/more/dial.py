@@ -26,25 +26,36 @@ import overopt
 import torch
 import world
 from claims import KINDS, Evidence, interval, pair_means, rank_correlation
-from figures import COLOURS, band
-from report import NAMES, Parser, exit_status, to_json
-from stages import Stages, in_processes, is_first_process, write_whole
+from figures import COLOURS, GREY, band, write_png
+from report import Parser, exit_status, write_json
+from stages import Stages, in_processes, is_first_process
 
 
 def measure(accuracies, scores, gold, lists, s):
     """What the reward models do: scores (M, posts, n), gold and lists (posts, n) -> {name: number}."""
-    P, F, n = s.pretrain_seeds, s.finetune_seeds, gold.shape[1]
-    grid, aggregate = scores.reshape(P, F, *gold.shape), partial(overopt.aggregate_arrays, s.aggregator)
-    evidence = Evidence(np.reshape(accuracies, (P, F)), grid, None, gold, {}, aggregate, [])
-    best = {kind: evidence.best_of_n(kind, gold, [n])[0] for kind in KINDS}
+    P, F = s.pretrain_seeds, s.finetune_seeds
+    evidence = Evidence(
+        accuracy=np.reshape(accuracies, (P, F)),
+        scores=scores.reshape(P, F, *gold.shape),
+        control=None,
+        gold=gold,
+        traits={},
+        aggregate=partial(overopt.aggregate_arrays, s.aggregator),
+        runs=[],
+    )
+    best = {kind: evidence.best_of_all(kind, gold) for kind in KINDS}
     _, within, between = pair_means(rank_correlation(scores.reshape(P * F, -1)), F)
     return {
-        "accuracy": np.mean(accuracies), "gold SFT": gold.mean(),
+        "accuracy": np.mean(accuracies),
+        "gold SFT": gold.mean(),
         **{f"gold {kind}": best[kind] for kind in KINDS},
-        **{f"gain {kind}": best[kind] - best["single"] for kind in ("finetune", "pretrain")},
-        "lists SFT": lists.mean(), "lists pretrain": evidence.best_of_n("pretrain", lists, [n])[0],
-        "correlation within": within, "correlation between": between,
-    }  # fmt: skip
+        "gain finetune": best["finetune"] - best["single"],
+        "gain pretrain": best["pretrain"] - best["single"],
+        "lists SFT": lists.mean(),
+        "lists pretrain": evidence.best_of_all("pretrain", lists),
+        "correlation within": within,
+        "correlation between": between,
+    }
 
 
 def over_seeds(rows, coverages, name):
@@ -70,7 +81,7 @@ def draw(rows, coverages):
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.3))
     for i, name in enumerate(["gain finetune", "gain pretrain", "lists SFT", "lists pretrain"]):
         values, kind = over_seeds(rows, coverages, name), name.split()[1]
-        band(axes[i // 2], coverages, values, COLOURS.get(kind, "#777777"), NAMES.get(kind, kind))
+        band(axes[i // 2], coverages, values, COLOURS.get(kind, GREY), KINDS.get(kind, kind))
     titles = ("Gold: gain over one reward model", "Lists: the error that all members share")
     for axis, title in zip(axes, titles, strict=True):
         axis.set(title=title, xlabel="coverage: share of habits that raters see")
@@ -81,27 +92,34 @@ def draw(rows, coverages):
 
 def work(s, seeds, coverages, task, out):
     """What each process does; the first one writes."""
-    device, rows = torch.device("cpu"), []
+    rows = []
     for seed in seeds:
-        plain = Stages(s, seed, task, device, out)  # its samples serve every coverage
-        plain.say(f"World {seed}, {task}: language models, and {s.n} samples for each of {s.prompts} posts.")
-        plain.pretrain_all()
-        bank = plain.bank()
-        gold, traits = overopt.judge(bank["posts"].repeat_interleave(s.n, 0), bank["responses"], task)
-        gold, lists = (x.reshape(-1, s.n) for x in (gold, traits["list"]))
-        for coverage in coverages:
-            stages = Stages(replace(s, coverage=coverage), seed, task, device, out)
-            models, accuracies = stages.reward_models(np.ndindex(s.pretrain_seeds, s.finetune_seeds))
-            scores = overopt.to_numpy(stages.score_bank(models, bank))
-            row = measure(accuracies, scores, gold, lists, s)
-            rows.append({"seed": seed, "coverage": coverage, **row})
-            golds = ", ".join(f"{NAMES[kind]} {row[f'gold {kind}']:.2f}" for kind in KINDS)
-            plain.say(f"    coverage {coverage:g}: gold {golds}; lists {row['lists pretrain']:.0%}")
+        rows += rows_of_world(s, seed, coverages, task, out)
     if is_first_process():
         found = {"task": task, "settings": asdict(s) | {"coverage": coverages}, "rows": overopt.rounded(rows)}
-        write_whole(out / "dial.json", lambda file: file.write(to_json(found)))
-        write_whole(out / "dial.png", lambda file: draw(rows, coverages).savefig(file, format="png", dpi=120))
+        write_json(found, out / "dial.json")
+        write_png(draw(rows, coverages), out / "dial.png")
         print(f"\n{task}, best of {s.n}; dial.json and dial.png are in {out}\n{table(rows, coverages)}")
+
+
+def rows_of_world(s, seed, coverages, task, out):
+    """One world: a row for each coverage. Language models and samples serve all of them."""
+    device, rows = torch.device("cpu"), []
+    stages = Stages(s, seed, task, device, out)
+    say = stages.say
+    say(f"World {seed}, {task}: language models, and {s.n} samples for each of {s.prompts} posts.")
+    stages.pretrain_all()
+    bank = stages.bank()
+    gold, traits = overopt.judge_bank(bank, task)
+    for coverage in coverages:
+        stages = Stages(replace(s, coverage=coverage), seed, task, device, out)
+        models, accuracies = stages.reward_models(np.ndindex(s.pretrain_seeds, s.finetune_seeds))
+        scores = overopt.to_numpy(stages.score_bank(models, bank))
+        row = measure(accuracies, scores, gold, traits["list"], s)
+        rows.append({"seed": seed, "coverage": coverage, **row})
+        golds = ", ".join(f"{name} {row[f'gold {kind}']:.2f}" for kind, name in KINDS.items())
+        say(f"    coverage {coverage:g}: gold {golds}; lists {row['lists pretrain']:.0%}")
+    return rows
 
 
 def main(argv=None):
@@ -114,8 +132,8 @@ def main(argv=None):
     given = parser.parse_args(argv)
     s, coverages, out = overopt.settings_from(given), sorted(given.coverages), given.out or Path("runs/dial")
     overopt.check_unique("--coverage", coverages)
-    if not all(0 <= c <= 1 for c in coverages):
-        raise ValueError(f"--coverage must be between 0 and 1, got {' '.join(map(str, given.coverages))}")
+    for coverage in coverages:
+        overopt.check(replace(s, coverage=coverage))
     if min(s.pretrain_seeds, s.finetune_seeds) < 2:
         raise ValueError("--pretrain-seeds and --finetune-seeds must be >= 2: ensembles are compared")
     overopt.check_folder(out, s, given.seeds, given.task)

@@ -24,9 +24,9 @@ import numpy as np
 import overopt
 import torch
 from claims import interval
-from figures import COLOURS, band
-from report import Parser, exit_status, to_json
-from stages import SCORE_FILES, SYNTAX_TREES, Stages, in_processes, is_first_process, syntax_tree, write_whole
+from figures import COLOURS, band, write_png
+from report import Parser, exit_status, write_json
+from stages import SCORE_FILES, SYNTAX_TREES, Stages, in_processes, is_first_process, syntax_tree
 
 from bon import expected_best_of_n
 from ensemble import pretrain_ensembles
@@ -40,11 +40,12 @@ SYNTAX_TREES[FILES[-1]] = syntax_tree(FILES[-1])
 
 def mahalanobis(features, reference):
     """Distance of features (B, D) from the mean of reference (N, D), in its std in that direction: [[3, 4]],
-    [[1, 1], [1, -1], [-1, 1], [-1, -1]] -> [5]. The covariance is almost singular: a tenth is made round."""
+    [[1, 1], [1, -1], [-1, 1], [-1, -1]] -> [5]. The covariance is almost singular: a tenth of
+    it is replaced by a multiple of the identity, of the same mean variance."""
     covariance = torch.cov(reference.T, correction=0)
-    round_one = covariance.diagonal().mean() * torch.eye(len(covariance), dtype=covariance.dtype)
+    sphere = covariance.diagonal().mean() * torch.eye(len(covariance), dtype=covariance.dtype)
     x = features - reference.mean(0)
-    return (x * torch.linalg.solve(0.9 * covariance + 0.1 * round_one, x.T).T).sum(1).sqrt()
+    return (x * torch.linalg.solve(0.9 * covariance + 0.1 * sphere, x.T).T).sum(1).sqrt()
 
 
 def penalised(scores, distances, weight):
@@ -73,21 +74,31 @@ def distances_of(model, training, sft, bank):
     return (mahalanobis(bank, reference) - mean) / std
 
 
+def distances_of_bank(stages, models, bank):
+    """Every reward model's distances of the bank's responses, computed or from the cache: (M, posts * n)."""
+    s, sft = stages.settings, stages.sft()
+    prompts, chosen, rejected = stages.judgements(s.pairs, "training", s.list_gap)
+    training = {"posts": prompts, "responses": torch.stack([chosen, rejected], dim=1).flatten(0, 1)}
+
+    def job(m):
+        compute = partial(distances_of, models[m], training, sft, bank)
+        return stages.stage(f"distance-{m}", "samples", FILES, compute)
+
+    return torch.stack(stages.share("distances", [partial(job, m) for m in range(len(models))]))
+
+
 def measure(s, seed, out):
     """One world: each quantity of the best of n at each weight, mean over pretrain ensembles (4, weights)."""
     stages, P, F = Stages(s, seed, "tldr", torch.device("cpu"), out), s.pretrain_seeds, s.finetune_seeds
     stages.say(f"World {seed}: what do {P * F} reward models pick at weights {', '.join(map(str, WEIGHTS))}?")
     stages.pretrain_all()
-    bank, sft, (models, _) = stages.bank(), stages.sft(), stages.reward_models(np.ndindex(P, F))
-    prompts, *pair = stages.judgements(s.pairs, "training", s.list_gap)
-    training = {"posts": prompts, "responses": torch.stack(pair, dim=1).flatten(0, 1)}
-    computations = [partial(distances_of, model, training, sft, bank) for model in models]
-    jobs = [partial(stages.stage, f"distance-{m}", "samples", FILES, c) for m, c in enumerate(computations)]
+    bank = stages.bank()
+    models, _ = stages.reward_models(np.ndindex(P, F))
     scores = overopt.to_numpy(stages.score_bank(models, bank))  # (M, posts, n)
-    distances = overopt.to_numpy(torch.stack(stages.share("distances", jobs))).reshape(scores.shape)
+    distances = overopt.to_numpy(distances_of_bank(stages, models, bank)).reshape(scores.shape)
+    gold, traits = overopt.judge_bank(bank, "tldr")
+    values = np.stack([gold, *(traits[name] for name in QUANTITIES[1:])])[:, None]  # (4, 1, posts, n)
     members = np.transpose(pretrain_ensembles(np.arange(P * F).reshape(P, F)))  # a column is an ensemble
-    gold, traits = overopt.judge(bank["posts"].repeat_interleave(s.n, 0), bank["responses"], "tldr")
-    values = np.stack([gold, *(traits[name] for name in QUANTITIES[1:])]).reshape(-1, 1, s.prompts, s.n)
     proxies = [penalised(scores[members], distances[members], weight) for weight in WEIGHTS]
     found = np.transpose([expected_best_of_n(p, values, [s.n]).mean((1, 2, 3)) for p in proxies])
     for name, row in zip(QUANTITIES, found, strict=True):
@@ -101,19 +112,25 @@ def work(s, seeds, out):
     if not is_first_process():
         return
     record = {"settings": asdict(s), "seeds": seeds, "weights": WEIGHTS}
-    figure, axes = plt.subplots(1, len(values), figsize=(14, 3.6), layout="constrained")
-    for axis, name, x in zip(axes, QUANTITIES, values, strict=True):
+    for name, x in zip(QUANTITIES, values, strict=True):
         record[name] = x.round(5).tolist()  # a row for each seed
-        band(axis, WEIGHTS, x, COLOURS["pretrain"], None)
-        axis.set(title=f"{name.replace('_', ' ')}, best of {s.n}", xlabel="weight of the distance")
         print(f"{name} of the best of {s.n}: {x[:, 0].mean():.2f} at weight 0; from there")
         for weight, changes in zip(WEIGHTS[1:], (x[:, 1:] - x[:, :1]).T, strict=True):
             mean, low, high = interval(changes)
             verdict = "higher" if low > 0 else "lower" if high < 0 else "undecided"
             print(f"    weight {weight:3g}: {mean:+.2f} [{low:+.2f}, {high:+.2f}] {verdict}")
-    write_whole(out / "distance.json", lambda file: file.write(to_json(record)))
-    write_whole(out / "distance.png", lambda file: figure.savefig(file, format="png", dpi=120))
+    write_json(record, out / "distance.json")
+    write_png(draw(values, s.n), out / "distance.png")
     print(f"distance.json and distance.png are in {out}")
+
+
+def draw(values, n):
+    """Each quantity against the weight: values (4, worlds, weights)."""
+    figure, axes = plt.subplots(1, len(values), figsize=(14, 3.6), layout="constrained")
+    for axis, name, x in zip(axes, QUANTITIES, values, strict=True):
+        band(axis, WEIGHTS, x, COLOURS["pretrain"], None)
+        axis.set(title=f"{name.replace('_', ' ')}, best of {n}", xlabel="weight of the distance")
+    return figure
 
 
 def main(argv=None):
