@@ -10,7 +10,6 @@ The column GEMM is the share of the peak, one large float32 product: operations 
 real token once, through all layers. PAD, or a prompt that is read again, takes time and counts for nothing.
 """
 
-import argparse
 import json
 import statistics
 import sys
@@ -19,11 +18,13 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # world.py
+sys.path.insert(0, str(Path(__file__).parents[1]))  # world.py, report.py, stages.py
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the five files of the core
 
 import torch
 import world
+from report import Parser, exit_status
+from stages import write_whole
 from tqdm import tqdm
 
 from ensemble import Ensemble
@@ -44,18 +45,25 @@ def flops(config, start, end, outputs):
     return config.layers * (24 * D**2 * (end - start) + 4 * D * tokens_met) + 2 * D * outputs
 
 
-def make_workloads(device):
-    """{name: (what it does, function, units and FLOPs of a call)}; units are what per_second counts."""
-    config, V = Config(world.VOCAB_SIZE, P + R), world.VOCAB_SIZE - 1
+def make_models(device):
+    """A trained policy, one that never ends a response, and MEMBERS reward models."""
+    config = Config(world.VOCAB_SIZE, P + R)
     models = [LanguageModel(config, seed).to(device) for seed in range(MEMBERS)]
     rms = [RewardModel(model.trunk, 0).requires_grad_(False) for model in models]
-    ensemble, policy, endless = Ensemble(rms), *models[:2]
+    policy, endless = models[:2]
     texts = torch.cat(world.sample_texts(4000, 0, world.writers(0.15)), dim=1).to(device)
     train_lm(policy, texts, TrainConfig(steps=POLICY_STEPS), seed=0, desc="a policy to time")
     endless.head.bias.data[config.eos] = -1e9
+    return policy, endless, rms, texts[:64]
+
+
+def make_workloads(device):
+    """{name: (what it does, function, units and FLOPs of a call)}; units are what per_second counts."""
+    policy, endless, rms, batch = make_models(device)
+    ensemble, config, V = Ensemble(rms), policy.config, world.VOCAB_SIZE - 1
     posts, generator = world.sample_posts(ROWS, 0).to(device), torch.Generator(device).manual_seed(0)
     full = torch.randint(config.eos, (ROWS, R), generator=generator, device=device)
-    drawn, batch = sample(policy, posts[:BON], R, generator, n=BON), texts[:64]
+    drawn = sample(policy, posts[:BON], R, generator, n=BON)
     lm_step = partial(train_lm, policy, batch, TrainConfig(STEPS, batch_size=64, lr=0.0), seed=0, desc=None)
     c = PPOConfig(updates=10**9, lr=0.0, value_lr=0.0)  # a learning rate of 0: every call is like the first
     updates = ppo(policy, Ensemble(rms[:5]), posts, c, desc=None)
@@ -85,10 +93,16 @@ def make_workloads(device):
         "ppo_update": (f"{c.batch_size} posts, rewarded by 5 reward models", partial(next, updates),
             c.batch_size, c.batch_size * update.mean()),
     }  # fmt: skip
-    forwards = {"loop": lambda *rows: [rm(*rows) for rm in rms], "batched": ensemble.batched}
-    for n, (kind, forward) in product((1, 8, 64, 512), forwards.items()):
+    return workloads | loop_and_batched(ensemble, posts, full, reward)
+
+
+def loop_and_batched(ensemble, posts, full, reward):
+    """Workloads: the members one after another, and all in one forward pass; `reward`: FLOPs of a row."""
+    forwards = {"loop": lambda *rows: [rm(*rows) for rm in ensemble.rms], "batched": ensemble.batched}
+    workloads = {}
+    for n, (name, forward) in product((1, 8, 64, 512), forwards.items()):
         what, call = f"{MEMBERS} reward models x {n} full rows", partial(forward, posts[:n], full[:n])
-        workloads[f"{kind}_{n}"] = (what, call, MEMBERS * n, MEMBERS * n * reward)
+        workloads[f"{name}_{n}"] = (what, call, MEMBERS * n, MEMBERS * n * reward)
     return workloads
 
 
@@ -121,30 +135,24 @@ def measure(device, rounds):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    """The command line."""
+    parser = Parser(__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--threads", type=int, default=1, help="of the CPU (default 1)")
     parser.add_argument("--rounds", type=int, default=5, help="timed runs of each workload (default 5)")
     given = parser.parse_args(argv)
-    try:
-        if given.rounds < 1 or given.threads < 1:
-            raise ValueError(f"--rounds and --threads must be >= 1, got {given.rounds} and {given.threads}")
-        if given.device != "cpu" and not (given.device == "cuda" and torch.cuda.is_available()):
-            raise ValueError(f"--device {given.device}: torch sees none on this machine")
-        if given.json:  # an error now, not after minutes
-            given.json.parent.mkdir(parents=True, exist_ok=True)
-        torch.set_num_threads(given.threads)
-        found = measure(given.device, given.rounds)
-        if given.json:  # the whole file or none
-            part = given.json.with_name(given.json.name + ".part")
-            part.write_text(json.dumps(found, indent=1) + "\n")
-            part.replace(given.json)
-    except (ValueError, OSError) as error:
-        print(f"speed.py: {error}", file=sys.stderr)
-        return 2
-    return 0
+    if given.rounds < 1 or given.threads < 1:
+        raise ValueError(f"--rounds and --threads must be >= 1, got {given.rounds} and {given.threads}")
+    if given.device != "cpu" and not (given.device == "cuda" and torch.cuda.is_available()):
+        raise ValueError(f"--device {given.device}: torch sees none on this machine")
+    if given.json:  # an error now, not after minutes
+        given.json.parent.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(given.threads)
+    found = measure(given.device, given.rounds)
+    if given.json:
+        write_whole(given.json, lambda file: file.write(json.dumps(found, indent=1).encode()))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))
