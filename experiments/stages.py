@@ -38,8 +38,8 @@ LM_FILES = ("policy.py", "experiments/world.py", "experiments/stages.py")
 RM_FILES = (*LM_FILES, "rm.py")
 SCORE_FILES = (*RM_FILES, "ensemble.py")
 PPO_FILES = (*SCORE_FILES, "ppo.py")
-tqdm.set_lock(RLock())  # its own leaks a semaphore, with a warning, when a process is ended
-logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # our one line says it
+tqdm.set_lock(RLock())  # tqdm's own lock leaks a semaphore, with a warning, when a process is ended
+logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # our own line says what failed
 
 
 # ----- the cache ----------------------------------------------------------------------------------
@@ -103,25 +103,27 @@ def in_processes(count, work, *args):
 
 
 def spawn(count, work, args):
-    """By PyTorch's launcher: if a process fails, it ends the others. ValueError with what that one said."""
+    """Start the processes with PyTorch's launcher: if one fails, it ends the others. After a user's mistake
+    (see `in_group`) a ValueError with its message."""
     with tempfile.TemporaryDirectory() as folder:
         mistake, meeting_point = Path(folder, "mistake"), Path(folder, "processes").as_uri()
         where = {"world_size": count, "init_method": meeting_point}
         try:
             mp.spawn(in_group, (where, mistake, work, args), nprocs=count, daemon=True)
         except (mp.ProcessRaisedException, mp.ProcessExitedException) as error:
-            # The others may fail first, as they lose the one they wait for: what counts is its message.
+            # The others fail too, perhaps first: they wait for one that is gone. Its message is what counts.
             if mistake.exists():
                 raise ValueError(mistake.read_text()) from None
             if isinstance(error, mp.ProcessExitedException):
-                raise ValueError(str(error)) from None  # it was killed, as for lack of memory
+                raise ValueError(str(error)) from None  # it was killed, perhaps because memory ran out
             raise
 
 
 def in_group(rank, where, mistake, work, args):
-    """What each process does; a user's mistake goes into the file `mistake`, if there is one.
+    """What each process does. The message of a user's mistake goes into the file `mistake`, if one is given.
 
-    gloo on a GPU as well: all that the processes do together is wait."""
+    The backend is gloo on a GPU as well, because the processes exchange nothing: they only wait for each
+    other."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", timeout=timedelta(days=1), rank=rank, **where)
     try:
@@ -164,14 +166,15 @@ class Stages:
         return load_stage(path, self.device)
 
     def say(self, text, every_process=False):
-        """Print a line with the time since the start; only the first process does, unless every one is to."""
+        """Print a line, with the time since the start: the first process alone, or every process."""
         if every_process or is_first_process():
             tqdm.write(f"[{time.perf_counter() - self.start:4.0f} s] {text}")
             sys.stdout.flush()
 
     def share(self, what, jobs, tell=None):
         """The values of independent stages. Each process computes its part of them, says tell(value) after
-        each, then reads the others' parts. A job must not share in its turn: its process would wait there."""
+        each, and then reads the others' parts. A job must not call `share`: all processes wait in it for each
+        other, and the others may have no such job."""
         rank, size = rank_and_size()
         label = what if size == 1 else f"{what}, one process of {size}"
         # disable=None: no bar where stderr is not a terminal.
@@ -184,15 +187,18 @@ class Stages:
         return [job() for job in jobs]
 
     def seed_for(self, *names):
-        """A seed of its own for everything random; none moves when another is added."""
+        """A seed for each random thing, from the world's seed and the thing's names: adding one changes no
+        other."""
         return int.from_bytes(hashlib.sha256(repr((self.seed, *names)).encode()).digest()[:4], "big")
 
     def generator(self, *names):
+        """A generator on the device, with `seed_for`."""
         return torch.Generator(self.device).manual_seed(self.seed_for(*names))
 
     # ----- language models
 
     def language_model(self, width, state=None, seed=0):
+        """A language model for this world's texts: with the weights `state`, or else initialised by `seed`."""
         s, context = self.settings, world.PROMPT_LENGTH + world.RESPONSE_LENGTH
         config = Config(world.VOCAB_SIZE, context, width, s.layers, s.heads)
         model = LanguageModel(config, seed).to(self.device)
@@ -207,7 +213,7 @@ class Stages:
         return torch.cat([prompts, responses], dim=1).to(self.device)
 
     def pretrain(self, p):
-        """One pretraining's weights: its seed sets initialisation and data. p is a number, or "policy"."""
+        """The weights of pretraining p, a number or "policy": p sets the initialisation and the data."""
 
         def compute():
             s, config = self.settings, TrainConfig(steps=self.settings.pretrain_steps)
@@ -219,7 +225,7 @@ class Stages:
         return self.stage(f"pretrain-{p}", "models", LM_FILES, compute)
 
     def pretrain_all(self):
-        """The policy's pretraining and SFT, and the reward models' pretrainings, by all processes."""
+        """The pretrainings of the policy and of the reward models, shared among the processes."""
         names = ["policy", *range(self.settings.pretrain_seeds)]
         return self.share("language models", [partial(self.pretrain, p) for p in names])
 
@@ -264,7 +270,8 @@ class Stages:
         return [tensor.to(self.device) for tensor in data]
 
     def accuracy(self, reward, data):
-        """Share of pairs ordered as the rater does; nli: any response found right, with any found wrong."""
+        """Share of pairs that `reward` orders as the rater does. For nli a pair is any response whose label is
+        1, with any whose label is 0."""
         if self.task == "nli":
             prompts, responses, labels = data
             rewards = reward(prompts, responses)
@@ -278,7 +285,7 @@ class Stages:
         return self.accuracy(partial(world.gold, task=self.task), data)
 
     def train_reward_model(self, p, f, training, validation):
-        """Reward model (p, f): pretraining p; finetuning seed f draws the head and the order of the data."""
+        """Reward model (p, f): pretraining p; finetuning seed f sets the head and the order of the data."""
         s, seed, sft = self.settings, self.seed_for("rm order", f), self.sft()
         trunk = self.language_model(s.rm_width, self.pretrain(p)).trunk
         model = RewardModel(trunk, self.seed_for("head", f))
@@ -294,7 +301,8 @@ class Stages:
             return {"state": model.state_dict(), "accuracy": self.accuracy(model, validation)}
 
     def reward_models(self, members, list_gap=None):
-        """Reward models (p, f), and their accuracies. list_gap: one of its own, for the control arm."""
+        """The reward models (p, f) in `members`, and their accuracies. list_gap: for the control arm, in place
+        of the setting."""
         arm = "rm" if list_gap is None else "control"
         gap = self.settings.list_gap if list_gap is None else list_gap
         training = self.judgements(self.settings.pairs, "training", gap)
@@ -332,7 +340,7 @@ class Stages:
         `posts`, scored by all models: {kind, run, kl_weight, members as given, "curve": kl, proxy and gold of
         every update, "kl": nats per response, "responses" (posts, R), "scores" (M, posts)}.
 
-        Runs of one number see the same prompts in the same order."""
+        Runs with the same number `run` see the same prompts in the same order."""
 
         def compute():
             s, state = self.settings, self.sft()["state"]
