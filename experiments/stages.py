@@ -122,8 +122,7 @@ def spawn(count, work, args):
 def in_group(rank, where, mistake, work, args):
     """What each process does. The message of a user's mistake goes into the file `mistake`, if one is given.
 
-    The backend is gloo on a GPU as well, because the processes exchange nothing: they only wait for each
-    other."""
+    The backend is gloo on a GPU as well: the processes exchange nothing, they only wait for each other."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", timeout=timedelta(days=1), rank=rank, **where)
     try:
@@ -173,8 +172,7 @@ class Stages:
 
     def share(self, what, jobs, tell=None):
         """The values of independent stages. Each process computes its part of them, says tell(value) after
-        each, and then reads the others' parts. A job must not call `share`: all processes wait in it for each
-        other, and the others may have no such job."""
+        each, then reads the others' parts. A job must not call `share`: the others would not wait there."""
         rank, size = rank_and_size()
         label = what if size == 1 else f"{what}, one process of {size}"
         # disable=None: no bar where stderr is not a terminal.
@@ -187,8 +185,7 @@ class Stages:
         return [job() for job in jobs]
 
     def seed_for(self, *names):
-        """A seed for each random thing, from the world's seed and the thing's names: adding one changes no
-        other."""
+        """A seed for each random thing, from the world's seed and its names: adding one changes no other."""
         return int.from_bytes(hashlib.sha256(repr((self.seed, *names)).encode()).digest()[:4], "big")
 
     def generator(self, *names):
@@ -198,7 +195,7 @@ class Stages:
     # ----- language models
 
     def language_model(self, width, state=None, seed=0):
-        """A language model for this world's texts: with the weights `state`, or else initialised by `seed`."""
+        """A language model for this world's texts: with the weights `state`, or else with new ones."""
         s, context = self.settings, world.PROMPT_LENGTH + world.RESPONSE_LENGTH
         config = Config(world.VOCAB_SIZE, context, width, s.layers, s.heads)
         model = LanguageModel(config, seed).to(self.device)
@@ -270,8 +267,7 @@ class Stages:
         return [tensor.to(self.device) for tensor in data]
 
     def accuracy(self, reward, data):
-        """Share of pairs that `reward` orders as the rater does. For nli a pair is any response whose label is
-        1, with any whose label is 0."""
+        """Share of pairs that `reward` orders as the rater does; nli: any labelled 1, any labelled 0."""
         if self.task == "nli":
             prompts, responses, labels = data
             rewards = reward(prompts, responses)
@@ -301,8 +297,7 @@ class Stages:
             return {"state": model.state_dict(), "accuracy": self.accuracy(model, validation)}
 
     def reward_models(self, members, list_gap=None):
-        """The reward models (p, f) in `members`, and their accuracies. list_gap: for the control arm, in place
-        of the setting."""
+        """The reward models (p, f) in `members`, and their accuracies. list_gap: the control arm's own."""
         arm = "rm" if list_gap is None else "control"
         gap = self.settings.list_gap if list_gap is None else list_gap
         training = self.judgements(self.settings.pairs, "training", gap)
