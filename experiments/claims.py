@@ -122,7 +122,7 @@ def accuracy_spread(evidence):
 
 @claim(1, 1, 1)
 def bon_self_vs_same(evidence):
-    """Reward of a text like one model's pick, but not picked: by itself - by others of its pretraining.
+    """Reward of a text that resembles a model's pick: by that model, minus by others of its pretraining.
 
     A pick is the highest of a model's own rewards, so on the pick itself its reward is above the others' by
     construction. Here it picks from half of the samples, and is compared on the sample of the other half
@@ -138,14 +138,14 @@ def bon_self_vs_same(evidence):
 
 @claim(1, 1, 1)
 def bon_same_vs_other(evidence):
-    """Reward of one model's best-of-n pick: by others of its pretraining - by other pretrainings."""
+    """Reward of a model's best-of-n pick: by others of its pretraining, minus by other pretrainings."""
     _, same, other = pair_means(judged(evidence.flat, best_of_n(evidence.flat)), evidence.scores.shape[1])
     return same - other
 
 
 @claim(1, 1, 1)
 def rank_corr_shift(evidence):
-    """Rank correlation of reward models: on SFT's samples - on PPO's texts.
+    """Rank correlation of reward models: on SFT's samples, minus on PPO's texts.
 
     PPO's texts are more alike, and a narrow range lowers any correlation: so on SFT's side stand samples of
     the `same_spread`. PPO on one reward model, at the smallest KL weight; mean over all pairs of models."""
@@ -159,7 +159,7 @@ def rank_corr_shift(evidence):
 
 @claim(1, 1, 1)
 def rank_corr_pretrain(evidence):
-    """Rank correlation of reward models on PPO's texts: within a pretraining - between pretrainings.
+    """Rank correlation of reward models on PPO's texts: within a pretraining, minus between pretrainings.
 
     PPO on pretrain ensembles, unlike `rank_corr_shift`, at the smallest KL weight."""
     differences = []
@@ -171,7 +171,7 @@ def rank_corr_pretrain(evidence):
 
 @claim(1, 1, 1)
 def overopt_bon(evidence):
-    """Gold of the best of n by one reward model: at n = 8 - at the largest n."""
+    """Gold of the best of n by one reward model: at n = 8, minus at the largest n."""
     n = evidence.gold.shape[1]
     best, largest = evidence.best_of_n("single", evidence.gold, [min(BEST_N, n), n])
     return best - largest
@@ -179,7 +179,7 @@ def overopt_bon(evidence):
 
 @claim(1, 1, 1)
 def overopt_rl(evidence):
-    """Gold of PPO on one reward model: at the largest KL weight - at the smallest."""
+    """Gold of PPO on one reward model: at the largest KL weight, minus at the smallest."""
     return gold_of_ppo(evidence, "single", max) - gold_of_ppo(evidence, "single")
 
 
@@ -203,7 +203,7 @@ for method, words, gold_of in (
     ("rl", "Gold of PPO at the smallest KL weight", gold_of_ppo),
 ):
     for better, worse in (("finetune", "single"), ("pretrain", "finetune"), ("pretrain", "single")):
-        statement, measured = f"{words}: {better} - {worse}", gain(gold_of, better, worse)
+        statement, measured = f"{words}: {better} minus {worse}", gain(gold_of, better, worse)
         CLAIMS[f"{method}_{better}_vs_{worse}"] = Claim(statement, measured, (1, 1, 1))
 
 
@@ -224,12 +224,12 @@ for trait, words, signs in (
     ("length", "Words in a response", (1, 1, -1)),
     ("wrong_facts", "Wrong facts in a response", (1, 1, 1)),
 ):
-    CLAIMS[f"herd_{trait}"] = Claim(f"{words}: PPO on pretrain ensembles - SFT", herding(trait), signs)
+    CLAIMS[f"herd_{trait}"] = Claim(f"{words}: PPO on pretrain ensembles, minus SFT", herding(trait), signs)
 
 
 @claim(1, 1, None)
 def control_list(evidence):
-    """Share of lists in the best of n by pretrain ensembles: with the spurious correlation - without."""
+    """Share of lists in the best of n by pretrain ensembles: with the spurious correlation, minus without."""
     lists = evidence.traits["list"]
     without = expected_best_of_n(evidence.aggregate(evidence.control), lists, [lists.shape[1]]).mean()
     return evidence.best_of_all("pretrain", lists) - without

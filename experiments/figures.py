@@ -112,15 +112,18 @@ def traits(records):
             values = [r["traits"][policy][name] for r in records]
             axis.bar(x, np.mean(values), color=colour, alpha=0.6)
             axis.plot([x] * len(values), values, ".", color="black", alpha=0.4)
-        axis.set_xticks(range(len(policies)), ["SFT", "single", "fine", "pre"], fontsize=9)
+        axis.set_xticks(range(len(policies)), ["SFT", *KINDS], fontsize=8)
         axis.set_title(name.replace("_", " "), fontsize=11)
     figure.suptitle("What PPO changes in the texts, at the smallest KL weight", x=0.01, ha="left")
     return figure
 
 
 def draw(records, folder):
-    """Write every figure of a task's records into the folder, as frontier-tldr.png and so on."""
-    for function in (frontier, best_of_n, training, claims, traits):
+    """Write the figures of a task's records into the folder, as frontier-tldr.png and so on."""
+    functions = [frontier, best_of_n, training, traits]
+    if len(records) >= 3:  # below, claims have no intervals
+        functions.append(claims)
+    for function in functions:
         figure = function(records)
         figure.tight_layout()
         write_png(figure, folder / f"{function.__name__}-{records[0]['task']}.png")

@@ -133,7 +133,8 @@ def summary(records):
     lines.append(f"  {'claim':<24} {'mean [95 % interval]':<22} {'agree':>8}  verdict")
     for row in claims_table(records):
         numbers = f"{mean_and_interval(row):<22} {agreement(row):>8}"
-        lines.append(f"  {row['id']:<24} {numbers}  {row['verdict']}")
+        expected = "  (the paper: below 0)" if row["sign"] < 0 else ""
+        lines.append(f"  {row['id']:<24} {numbers}  {row['verdict']}{expected}")
     if len(records) < 3:
         lines.append("  Fewer than three worlds show numbers, not verdicts: try --seeds 1 2 3.")
     return "\n".join(lines)
@@ -180,7 +181,7 @@ def traits_markdown(records):
 FINDINGS = (  # of the main README: a title, then claims in words
     ("Overoptimisation of one reward model",
         ("True reward lost from the best of 8 to the best of 64", "overopt_bon"),
-        ("by PPO, from KL weight {} to {}", "overopt_rl")),
+        ("by PPO, as the KL weight falls from {} to {}", "overopt_rl")),
     ("Ensembles against one reward model",
         ("True reward gained by pretrain ensembles, best of 64", "bon_pretrain_vs_single"),
         ("PPO", "rl_pretrain_vs_single")),
@@ -246,7 +247,7 @@ def main():
     arguments = parser.parse_args()
     records = load_records(arguments.folder)
     if not records:
-        raise ValueError(f"{arguments.folder} has no world-*.json: see experiments/overopt.py --help")
+        raise ValueError(f"{arguments.folder} is no folder with world-*.json files, as overopt.py --out has")
     for found in records.values():
         print(summary(found) + "\n")
         figures.draw(found, arguments.folder)
