@@ -102,12 +102,12 @@ def add_flags(parser):
     add("--out", type=Path, help="the folder for results, in runs/ by default")
     add("--quick", action="store_true", help="smaller defaults, where two are given")
     for f in fields(Settings):
-        default, quick = f.default, f.metadata["quick"]
-        defaults = f"default {default}" if quick == default else f"default {default}, quick {quick}"
-        several = isinstance(default, tuple)
-        kind = {"type": type(default[0]), "nargs": "+"} if several else {"type": type(default)}
-        help = f"{f.metadata['help']} ({defaults})"
-        add(flag(f.name), default=argparse.SUPPRESS, help=help, **kind)
+        quick = "" if f.metadata["quick"] == f.default else f", quick {f.metadata['quick']}"
+        help = f"{f.metadata['help']} (default {f.default}{quick})"
+        several = isinstance(f.default, tuple)
+        type_of_value = type(f.default[0] if several else f.default)
+        nargs = "+" if several else None
+        add(flag(f.name), default=argparse.SUPPRESS, type=type_of_value, nargs=nargs, help=help)
 
 
 def settings_from(arguments):
