@@ -136,9 +136,12 @@ def check(s):
         if getattr(s, name) % s.heads:
             raise ValueError(f"{flag(name)} must be a multiple of --heads {s.heads}, got {getattr(s, name)}")
     check_unique("--kl-weights", s.kl_weights)
-    shape = aggregate(s.aggregator, torch.randn(5, 3, 2)).shape  # a new one fails now, not after minutes
+    try:  # a new aggregator fails now, not after minutes
+        shape = tuple(aggregate(s.aggregator, torch.randn(5, 3, 2)).shape)
+    except Exception as error:
+        raise ValueError(f"--aggregator {s.aggregator} fails on 5 x 3 x 2 rewards: {error!r}") from error
     if shape != (3, 2):
-        raise ValueError(f"--aggregator {s.aggregator} must map (5, 3, 2) to (3, 2), made {tuple(shape)}")
+        raise ValueError(f"--aggregator {s.aggregator} must map (5, 3, 2) to (3, 2), made {shape}")
 
 
 def check_unique(flag, values):
@@ -354,7 +357,9 @@ def work(s, seeds, task, device, out):
 def check_folder(out, s, seeds, task):
     """Make the folder. ValueError if it cannot be written, or would keep worlds of other settings."""
     try:
-        (out / "cache").mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
+        write_whole(out / ".writable", lambda file: None)
+        (out / ".writable").unlink()
     except OSError as error:
         raise ValueError(f"--out: cannot write into {out} ({error.strerror})") from None
     wanted = rounded(asdict(s))
