@@ -182,7 +182,7 @@ def make_world(s, seed, task, device, out):
     say(report.best_of_n_lines(curves))
 
     # 4. PPO on one reward model and on ensembles.
-    say("PPO: each line is a run, from its first update to its last.")
+    say("PPO: each line is a run, first update to last, on its training posts; the claims use others.")
     evidence.runs = ppo_runs(stages, bank, models, evidence.aggregate)
 
     # 5. What is left: arrays to play with, and the record.
