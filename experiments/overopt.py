@@ -299,7 +299,7 @@ def texts_of(evidence, bank, post):
         pick = proxy.argmax()
         best.append((f"best of {len(gold)}, {kind}", samples[pick], proxy[pick], gold[pick]))
         ppo.append((f"PPO, {kind}", run["responses"][post], run["proxy"][post], run["gold"][post]))
-    rows = [("SFT", samples[0], proxy[0], gold[0]), *best, *ppo]
+    rows = [("SFT", samples[0], proxy[0], gold[0]), *best, *ppo]  # proxy: the last kind's, pretrain
     responses = [
         {"policy": p, "text": world.decode(tokens), "proxy": r, "gold": g} for p, tokens, r, g in rows
     ]

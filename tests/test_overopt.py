@@ -84,6 +84,21 @@ def test_figures(tiny):
     assert names == {f"{kind}-tldr.png" for kind in kinds}
 
 
+def test_claims_are_drawn_from_three_worlds(tiny, tmp_path):
+    """The claims figure, which needs intervals, is never drawn."""
+    record = json.loads((tiny / RECORD).read_text())
+    script.figures.draw([record] * 3, tmp_path)
+    assert (tmp_path / "claims-tldr.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("function, said", [(lambda r: r[9], "fails on"), (lambda r: r, "must map")])
+def test_a_bad_aggregator_is_noticed_at_once(monkeypatch, tmp_path, capsys, function, said):
+    """A reader's own aggregator fails after minutes of training, or with a traceback."""
+    monkeypatch.setitem(script.AGGREGATORS, "mine", function)
+    assert status("--aggregator", "mine", "--out", str(tmp_path / "new")) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_any_number_of_processes_gives_the_same_record(tiny, tmp_path):
     """Results depend on the processes or an interruption; or processes with unequal jobs miss a barrier."""
     assert run(tmp_path / "one", "--seeds", "3") == 0

@@ -120,6 +120,7 @@ def verdicts(number, folder):
 
 
 def main():
+    """The command line -> exit status, 1 if a check failed."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("number", type=int, choices=CHECKS)

@@ -76,6 +76,7 @@ def print_leaderboard(students):
 
 
 def main(argv=None):
+    """The command line: grade every folder given."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="a student's, named so")

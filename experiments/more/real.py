@@ -143,6 +143,7 @@ def findings(rewards, lengths):
 
 
 def main(argv=None):
+    """The command line -> exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("file", type=Path, help="preference pairs, one a line, in JSON; gzipped or not")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there")
