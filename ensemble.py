@@ -12,7 +12,7 @@ import torch
 from torch.func import functional_call, stack_module_state, vmap
 
 from policy import trim
-from rm import check_responses
+from rm import check_responses, last_token
 
 # An aggregator is any pure function (M, ...) -> (...) over the member axis. Add yours: one line.
 # (torch's max and min return pairs: take .values. Its median, too, and of an even M the lower middle value.)
@@ -34,8 +34,6 @@ class Ensemble:
     """A reward function: M reward models, aggregated. Train and normalise them first: a GPU scores copies."""
 
     def __init__(self, rms, aggregator="mean"):
-        if not rms:
-            raise ValueError("rms: an ensemble needs at least one member")
         if not callable(aggregator) and aggregator not in AGGREGATORS:
             raise ValueError(f"aggregator must be one of {', '.join(AGGREGATORS)}, got {aggregator!r}")
         self.rms, self.aggregator = rms, aggregator
@@ -67,15 +65,15 @@ class Ensemble:
 
 def member_scores(rm, prompts, responses, chunk_size=64):
     """One member's reward of n responses to each prompt: (B, P), (B * n, R) -> (B * n,).
-    Each prompt is read once. Responses are sorted by length and cut into chunks, each trimmed to its longest
-    row, since PAD costs as much as text."""
+    Each prompt is read once. PAD costs as much as text, so a chunk has responses of about the same length."""
     pad, n = rm.config.pad, len(responses) // len(prompts)
     _, cache = rm.trunk.prefill(prompts)
     rewards = rm.head.weight.new_empty(len(responses))
     by_length = (responses != pad).sum(1).argsort(stable=True)
     for rows in by_length.split(chunk_size):
         chunk = trim(responses[rows], pad)
-        rewards[rows] = rm.score(rm.trunk(chunk, cache.select(rows // n)), chunk)  # row // n: its prompt
+        hidden = rm.trunk.last_hidden_state(chunk, last_token(chunk, pad), cache.select(rows // n))
+        rewards[rows] = rm.reward(hidden)
     return rewards
 
 
@@ -87,5 +85,4 @@ def finetune_ensembles(grid):
 def pretrain_ensembles(grid):
     """One ensemble per diagonal of the grid: one member per pretraining, their finetuning seeds all different
     if there are enough (our choice). ["ab", "cd"] -> [["a", "d"], ["b", "c"]]."""
-    finetune_seeds = len(grid[0])
-    return [[row[(f + p) % finetune_seeds] for p, row in enumerate(grid)] for f in range(finetune_seeds)]
+    return [[row[(f + p) % len(row)] for p, row in enumerate(grid)] for f in range(len(grid[0]))]

@@ -55,14 +55,14 @@ class KVCache:
 
     keys: list  # a tensor per layer, (B, heads, room, head_dim), allocated once: appending copies one token
     values: list  # likewise
-    length: int = 0  # positions filled so far
+    length: int = 0  # tokens read, those of the running forward pass included
 
     def append(self, layer, k, v):
         """Store one layer's T new keys and values, (B, heads, T, head_dim), and return all of them so far."""
-        end = self.length + k.shape[2]  # Transformer.forward sets length = end, once every layer has appended
-        self.keys[layer][:, :, self.length : end] = k
-        self.values[layer][:, :, self.length : end] = v
-        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+        start = self.length - k.shape[2]  # Transformer.embed has counted the new tokens already
+        self.keys[layer][:, :, start : self.length] = k
+        self.values[layer][:, :, start : self.length] = v
+        return self.keys[layer][:, :, : self.length], self.values[layer][:, :, : self.length]
 
     def select(self, rows):
         """A copy with the given rows (index tensor, repeats allowed): [1, 1, 0] of rows a, b -> b, b, a."""
@@ -119,27 +119,42 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.norm = nn.LayerNorm(config.width, elementwise_affine=False)
 
-    def forward(self, tokens, cache=None):
-        """Tokens (B, T) -> hidden states (B, T, D). With a cache, T new tokens after those already in it."""
+    def embed(self, tokens, cache=None):
+        """Token + position embeddings, (B, T) -> (B, T, D), of T new tokens after those in the cache."""
         start = cache.length if cache is not None else 0
         end = start + tokens.shape[1]
         if end > self.config.context:
             raise ValueError(f"tokens: {end} positions do not fit a context of {self.config.context}")
+        if cache is not None:
+            cache.length = end  # every layer is about to append these tokens
         positions = torch.arange(start, end, device=tokens.device)
-        x = self.token_embedding(tokens) + self.position_embedding(positions)
+        return self.token_embedding(tokens) + self.position_embedding(positions)
+
+    def forward(self, tokens, cache=None):
+        """Tokens (B, T) -> hidden states (B, T, D). With a cache, T new tokens after those already in it."""
+        x = self.embed(tokens, cache)
         for block in self.blocks:
             x = block(x, cache)
-        if cache is not None:
-            cache.length = end  # now that every layer has appended
         return self.norm(x)
 
+    def last_hidden_state(self, tokens, last, cache=None):
+        """One hidden state a row, at the index `last` (B,) or at -1: tokens (B, T) -> (B, D), as forward's.
+        Only attention mixes tokens: the last block's MLP skips all others, so scoring takes 0.8 the time."""
+        *blocks, last_block = self.blocks
+        x = self.embed(tokens, cache)
+        for block in blocks:
+            x = block(x, cache)
+        x = x + last_block.attention(last_block.norm(x), cache)
+        x = x[torch.arange(len(x), device=x.device), last]
+        return self.norm(x + last_block.mlp(last_block.norm(x)))
+
     def prefill(self, prompts):
-        """Read prompts (B, P) -> their hidden states (B, P, D), and a KVCache with room for the context."""
+        """Read prompts (B, P) -> their last tokens' hidden states (B, D), and a KVCache with room left."""
         c = self.config
         shape = (len(prompts), c.heads, c.context, c.width // c.heads)
         keys = [self.token_embedding.weight.new_empty(shape) for _ in range(c.layers)]
         cache = KVCache(keys, [torch.empty_like(k) for k in keys])
-        return self(prompts, cache), cache
+        return self.last_hidden_state(prompts, -1, cache), cache
 
 
 class LanguageModel(nn.Module):
@@ -204,12 +219,10 @@ def sample(model, prompts, max_new_tokens, generator, n=1, temperature=1.0):
             raise ValueError(f"{name} must be >= 1, got {value}")
     if temperature <= 0:
         raise ValueError(f"temperature must be > 0, got {temperature}")
-    if prompts.shape[1] + max_new_tokens > model.config.context:
-        raise ValueError(f"max_new_tokens: {max_new_tokens} after the prompt exceed the context")
     # Prefill: read every prompt once, then copy its cache and last logits to the n rows that continue it.
     rows = torch.arange(len(prompts) * n, device=prompts.device)  # batch row -> row of `responses` it writes
-    hidden_states, cache = model.trunk.prefill(prompts)
-    logits, cache = model.head(hidden_states[:, -1])[rows // n], cache.select(rows // n)
+    hidden, cache = model.trunk.prefill(prompts)
+    logits, cache = model.head(hidden)[rows // n], cache.select(rows // n)
     responses = prompts.new_full((len(rows), max_new_tokens), model.config.pad)
     unfinished = rows  # the batch rows that have not ended: all of them so far
     for t in range(max_new_tokens):
@@ -228,15 +241,12 @@ def sample(model, prompts, max_new_tokens, generator, n=1, temperature=1.0):
 
 
 def minibatches(n_rows, batch_size, steps, generator):
-    """Yield `steps` index tensors (batch_size,), cut from one shuffle of the rows after another."""
+    """The rows that each step trains on, (steps, batch_size), cut from one shuffle after another."""
     if n_rows < 1:
         raise ValueError("there are no rows to train on")
-    order = torch.empty(0, dtype=torch.long)
-    for _ in range(steps):
-        while len(order) < batch_size:
-            order = torch.cat([order, torch.randperm(n_rows, generator=generator)])
-        yield order[:batch_size]
-        order = order[batch_size:]
+    epochs = math.ceil(steps * batch_size / n_rows)
+    order = torch.cat([torch.randperm(n_rows, generator=generator) for _ in range(epochs)])
+    return order[: steps * batch_size].view(steps, batch_size)
 
 
 def train(model, loss_fn, data, config, seed, desc):
@@ -250,7 +260,7 @@ def train(model, loss_fn, data, config, seed, desc):
     )
     batches = minibatches(len(data[0]), config.batch_size, config.steps, torch.Generator().manual_seed(seed))
     losses = []
-    for rows in tqdm(batches, desc, config.steps, leave=False, disable=True if desc is None else None):
+    for rows in tqdm(batches, desc, leave=False, disable=True if desc is None else None):
         loss = loss_fn(*(tensor[rows.to(tensor.device)] for tensor in data))
         optimizer.zero_grad()
         loss.backward()

@@ -45,13 +45,9 @@ class PPOConfig:  # settings of a PPO run
             raise ValueError(f"beta must be >= 0, got {self.beta}")
 
 
-def kl_k1(log_ratio):
-    """log p - log q of samples from p: KL(p || q) on average, but can be negative. The penalty uses it."""
-    return log_ratio
-
-
 def kl_k3(log_ratio):
-    """The same KL, never negative and of lower variance (Schulman, 2020): [0, 1, -1] -> [0, 0.368, 0.718]."""
+    """From log_ratio = log p - log q of samples of p, an estimate of KL(p || q) that is never negative and
+    varies less than log_ratio itself, k1 (Schulman, 2020). [0, 1, -1] -> [0, 0.368, 0.718]."""
     return torch.exp(-log_ratio) - 1 + log_ratio
 
 
@@ -70,7 +66,7 @@ def masked_whiten(x, mask):
 def penalised_rewards(scores, log_ratio, mask, beta):
     """Reward of every token: -beta * log_ratio, plus the response's score (B,) on its last real token.
     [10], [[1, 2, 0]], [[True, True, False]], 0.1 -> [[-0.1, 9.8, 0]]."""
-    rewards = -beta * kl_k1(log_ratio) * mask
+    rewards = -beta * log_ratio * mask
     last = mask.sum(1) - 1
     rewards[torch.arange(len(scores), device=scores.device), last] += scores
     return rewards
@@ -161,17 +157,10 @@ def minibatch_loss(model, mb, config):
     return loss, masked_mean(log_ratio.exp(), mb["mask"]).detach(), clip_fraction
 
 
-def explained_variance(values, returns, mask):
-    """1 - Var(returns - values) / Var(returns) over real tokens: 1 if values are perfect, 0 if constant."""
-    returns, values = returns[mask], values[mask]
-    return 1 - (returns - values).var(correction=0) / (returns.var(correction=0) + 1e-8)
-
-
 def ppo(policy, reward, prompts, config, gold=None, desc="ppo"):
     """Train `policy` in place on prompts (N, P). A generator: nothing runs until you iterate, an update each.
     Yields a dict: update, mean ratio, clip_fraction, and `record_of` the rollout, which the policy wrote
-    *before* this update. `gold`: a reward function, only recorded. `desc`: of the progress bar, None for
-    none. ValueError, naming the update, if a score is NaN or infinite."""
+    *before* this update. `gold`: a reward function, only recorded. `desc`: of the progress bar, or None."""
     device = prompts.device
     model = ActorCritic(policy)
     reference = copy.deepcopy(policy).requires_grad_(False)
@@ -182,10 +171,7 @@ def ppo(policy, reward, prompts, config, gold=None, desc="ppo"):
     for update in tqdm(range(config.updates), desc, leave=False, disable=True if desc is None else None):
         # Draw prompts (with replacement), sample responses, score them.
         rows = torch.randint(len(prompts), (config.batch_size,), generator=data_generator).to(device)
-        try:
-            batch = rollout(model, reference, reward, prompts[rows], config, sample_generator)
-        except ValueError as error:
-            raise ValueError(f"update {update}: {error}") from error
+        batch = rollout(model, reference, reward, prompts[rows], config, sample_generator)
         # Update the policy on them: `epochs` passes, each in freshly shuffled minibatches.
         statistics = []
         for _ in range(config.epochs):
@@ -204,14 +190,13 @@ def ppo(policy, reward, prompts, config, gold=None, desc="ppo"):
 
 def record_of(batch, gold=None):
     """What a rollout says of the policy before the update: its texts, kl and kl_k3 to the reference (nats per
-    response), proxy (mean score), entropy (nats per token), explained_variance, and gold if there is one."""
+    response), proxy (mean score), entropy (nats per token), and gold if there is one."""
     mask, log_ratio = batch["mask"], batch["logp"] - batch["ref_logp"]
     record = {"prompts": batch["prompts"], "responses": batch["responses"]}
-    record["kl"] = kl_k1(log_ratio).sum(1).mean().item()  # no mask: log_ratio is 0 at PAD, so k1 and k3 are
+    record["kl"] = log_ratio.sum(1).mean().item()  # no mask: log_ratio is 0 at PAD, and so is k3 of it
     record["kl_k3"] = kl_k3(log_ratio).sum(1).mean().item()
     record["proxy"] = batch["scores"].mean().item()
     record["entropy"] = masked_mean(-batch["logp"], mask).item()
-    record["explained_variance"] = explained_variance(batch["values"], batch["returns"], mask).item()
     if gold is not None:
         record["gold"] = torch.as_tensor(gold(batch["prompts"], batch["responses"])).float().mean().item()
     return record

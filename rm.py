@@ -33,17 +33,25 @@ class RewardModel(nn.Module):
         self.to(trunk.token_embedding.weight.device)
 
     def forward(self, prompts, responses):
-        hidden_states = self.trunk(torch.cat([prompts, responses], dim=1))
-        return self.score(hidden_states[:, prompts.shape[1] :], responses)
+        hidden_states = self.trunk(torch.cat([prompts, responses], dim=1))[:, prompts.shape[1] :]
+        return self.score(hidden_states, responses)
 
     def score(self, hidden_states, responses):
         """The reward, read off the response's last token: hidden states (B, R, D), (B, R) -> (B,)."""
-        # subtle: the last *real* token. A pad's hidden state has seen the whole text too, so reading position
-        # -1 would run and score something never trained. (As would a row with no token: check_responses.)
-        attention_mask = responses != self.config.pad
-        last = attention_mask.sum(1) - 1
-        hidden = hidden_states[torch.arange(len(last), device=last.device), last]  # (B, D)
+        last = last_token(responses, self.config.pad)
+        return self.reward(hidden_states[torch.arange(len(last), device=last.device), last])
+
+    def reward(self, hidden):
+        """The normalised reward of a text from its last hidden state: (B, D) -> (B,)."""
         return (self.head(hidden)[:, 0] - self.mean) / self.std
+
+
+def last_token(responses, pad):
+    """Index of the last token of each row, (B, R) -> (B,). [[7, 5, 9], [7, 9, 9]], 9 -> [1, 0]."""
+    # subtle: the last *real* token. A pad's hidden state has seen the whole text too, so reading position -1
+    # would run and score something never trained. (As would a row with no token: check_responses.)
+    attention_mask = responses != pad
+    return attention_mask.sum(1) - 1
 
 
 def bradley_terry_loss(chosen_rewards, rejected_rewards, eta=0.01):

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from ensemble import Ensemble
 from policy import Config, LanguageModel, TrainConfig, log_probs, sample, train_lm
-from ppo import PPOConfig, kl_k1, ppo
+from ppo import PPOConfig, ppo
 from rm import RewardModel, accuracy, normalise, train_pointwise, train_rm
 
 ROOT = Path(__file__).parent.parent
@@ -357,7 +357,7 @@ class Stages:
                 log_ratio = log_probs(policy, posts, responses) - log_probs(reference, posts, responses)
             curve = {name: [update[name] for update in updates] for name in ("kl", "proxy", "gold")}
             value = {"kind": kind, "run": run, "kl_weight": kl_weight, "members": members, "curve": curve}
-            value |= {"kl": kl_k1(log_ratio).sum(1).mean().item(), "responses": responses}
+            value |= {"kl": log_ratio.sum(1).mean().item(), "responses": responses}
             return value | {"scores": Ensemble(models).scores(posts, responses)}
 
         return self.stage(f"ppo-{self.task}-{kind}-{kl_weight}-{run}", "ppo", PPO_FILES, compute)

@@ -41,8 +41,8 @@ def test_cached_forward_equals_full_forward(model):
     prompts, new = torch.randint(8, (3, 4), generator=rng()), torch.randint(8, (3, 6), generator=rng(1))
     rows = torch.tensor([2, 0, 0])  # the prompt of each row: in any order, with repeats
     full = model(torch.cat([prompts[rows], new], 1))
-    hidden_states, prompt_cache = model.trunk.prefill(prompts)
-    close(model.head(hidden_states)[rows], full[:, :4])
+    hidden, prompt_cache = model.trunk.prefill(prompts)
+    close(model.head(hidden)[rows], full[:, 3])
     for _ in range(2):  # the second time shows whether the first changed the prompts' cache
         cache = prompt_cache.select(rows)
         close(model(new[:, :3], cache), full[:, 4:7])  # three tokens at once
@@ -153,9 +153,9 @@ def test_learning_rate_rises_then_falls():
 
 def test_every_epoch_sees_every_row():
     """Rows dropped at the end of an epoch, or one order for all epochs."""
-    order = torch.cat(list(minibatches(10, 4, 5, rng()))).tolist()
+    order = minibatches(10, 4, 5, rng()).flatten().tolist()
     assert sorted(order[:10]) == sorted(order[10:]) == list(range(10)) and order[:10] != order[10:]
-    assert [len(batch) for batch in minibatches(3, 7, 2, rng())] == [7, 7]  # a batch larger than the data
+    assert minibatches(3, 7, 2, rng()).shape == (2, 7)  # a batch larger than the data
 
 
 @pytest.mark.parametrize(
@@ -163,12 +163,11 @@ def test_every_epoch_sees_every_row():
     [
         ("n must be >= 1, got 0", lambda m, x: sample(m, x, 4, rng(), n=0)),
         ("max_new_tokens must be >= 1, got 0", lambda m, x: sample(m, x, 0, rng())),
-        ("max_new_tokens: 13 after the prompt exceed the context", lambda m, x: sample(m, x, 13, rng())),
         ("temperature must be > 0, got 0", lambda m, x: sample(m, x, 4, rng(), temperature=0)),
         ("context of 16", lambda m, x: m(torch.zeros(1, 17, dtype=torch.long))),
         ("width must be a multiple of heads", lambda m, x: Config(vocab_size=10, width=16, heads=3)),
         ("batch_size must be >= 1, got 0", lambda m, x: TrainConfig(batch_size=0)),
-        ("rows", lambda m, x: next(minibatches(0, 8, 1, rng()))),
+        ("rows", lambda m, x: minibatches(0, 8, 1, rng())),
         ("prompt_length must be in 1 to 3", lambda m, x: train_lm(m, x, TrainConfig(), 0, prompt_length=4)),
     ],
 )

@@ -31,6 +31,7 @@ from stages import SCORE_FILES, SYNTAX_TREES, Stages, in_processes, is_first_pro
 from bon import expected_best_of_n
 from ensemble import pretrain_ensembles
 from policy import trim
+from rm import last_token
 
 WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0)
 QUANTITIES = ("gold", "list", "length", "wrong_facts")
@@ -60,10 +61,11 @@ def last_hidden_states(model, texts):
     posts, responses, states = texts["posts"], texts["responses"], []
     n = len(responses) // len(posts)
     size = max(1, 256 // n)
-    with model.head.register_forward_pre_hook(lambda head, inputs: states.append(inputs[0].double())):
-        for b_posts, rows in zip(posts.split(size), responses.split(size * n), strict=True):
-            rows, (_, cache) = trim(rows, model.config.pad), model.trunk.prefill(b_posts)
-            model.score(model.trunk(rows, cache.select(torch.arange(len(rows)) // n)), rows)
+    for b_posts, rows in zip(posts.split(size), responses.split(size * n), strict=True):
+        rows = trim(rows, model.config.pad)
+        _, cache = model.trunk.prefill(b_posts)
+        last, cache = last_token(rows, model.config.pad), cache.select(torch.arange(len(rows)) // n)
+        states.append(model.trunk.last_hidden_state(rows, last, cache).double())
     return torch.cat(states)
 
 

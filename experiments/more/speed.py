@@ -7,7 +7,7 @@ On a CPU one thread computes, since that is how experiments/overopt.py computes:
 each. The workloads run in turn, round after round, after a warm-up round; the table shows medians.
 
 The column GEMM is the share of the peak, one large float32 product: operations per second, counting every
-real token once, through all layers. PAD, or a prompt that is read again, takes time and counts for nothing.
+real token once, as far as it is needed. PAD, or a prompt read again, takes time and counts for nothing.
 """
 
 import json
@@ -37,12 +37,14 @@ MEMBERS, ROWS, BON = 25, 512, 64  # reward models; full rows; posts of best-of-n
 POLICY_STEPS, STEPS = 300, 10  # of training the policy, for samples of natural length; in a call of lm_step
 
 
-def flops(config, start, end, outputs):
+def flops(config, start, end, outputs, skipped=0):
     """Floating-point operations to read the tokens start to end - 1 of a text whose first `start` were read
     before, and to compute so many outputs of the head. In a layer each token meets 12 D^2 weights, and 2 D
-    numbers of each token so far: two operations each. Arguments are numbers, or (B,) tensors for B texts."""
+    numbers of each token so far: two operations each. `skipped` tokens do without the last MLP, 8 D^2 of the
+    weights (last_hidden_state). Arguments are numbers, or (B,) tensors for B texts."""
     D, tokens_met = config.width, (end * (end + 1) - start * (start + 1)) / 2
-    return config.layers * (24 * D**2 * (end - start) + 4 * D * tokens_met) + 2 * D * outputs
+    blocks = config.layers * (24 * D**2 * (end - start) + 4 * D * tokens_met)
+    return blocks - 16 * D**2 * skipped + 2 * D * outputs
 
 
 def make_models(device):
@@ -71,16 +73,17 @@ def make_workloads(device):
     # What is needed. A text's last token is predicted, not read; a backward pass is two forward passes.
     count, size = partial(flops, config), 8192 if device == "cuda" else 2048
     L, T = (drawn != config.pad).sum(1).double(), (batch != config.pad).sum(1).double() - 1
-    prompt, response, reward = count(0, P, V), count(P, P + L - 1, V * (L - 1)), count(0, P + R, 1)
+    prompt, response = count(0, P, V, P - 1), count(P, P + L - 1, V * (L - 1))
+    reward, score = count(0, P + R, 1), count(0, P + R, 1, P + R - 2)  # of a full row; score: in two parts
     endless_row = prompt + count(P, P + R - 1, V * (R - 1))
-    bon_rewards = BON * count(0, P, 0) + count(P, P + L, 1).sum()
+    bon_rewards = BON * count(0, P, 0, P - 1) + count(P, P + L, 1, L - 1).sum()
     log_probs = count(0, P + L - 1, V * L)  # PPO: of policy and reference, then with gradients
-    update = prompt + response + 5 * count(0, P + L, 1) + (2 + 3 * c.epochs) * log_probs
+    update = prompt + response + 5 * count(0, P + L, 1, P + L - 2) + (2 + 3 * c.epochs) * log_probs
     a, b = torch.randn(2, size, size, device=device)
     workloads = {
         "gemm": (f"a product of {size} x {size} matrices", partial(torch.matmul, a, b), 1, 2 * size**3),
         "score": (f"{MEMBERS} reward models x {ROWS} full rows of {P + R} tokens",
-            partial(ensemble.scores, posts, full), MEMBERS * ROWS, MEMBERS * ROWS * reward),
+            partial(ensemble.scores, posts, full), MEMBERS * ROWS, MEMBERS * ROWS * score),
         "score_bon": (f"{MEMBERS} reward models x {BON} posts x {BON} samples",
             partial(ensemble.scores, posts[:BON], drawn), MEMBERS * BON**2, MEMBERS * bon_rewards),
         "sample_full": (f"{ROWS} posts x {R} tokens, never an end",
