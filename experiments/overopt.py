@@ -12,14 +12,12 @@ and task leaves one record in --out, world-SEED-TASK.json; claims, tables and fi
 records there. An interrupted run continues where it stopped.
 """
 
-import argparse
 import json
 import os
 import platform
 import sys
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
-from math import inf
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # the five files live one folder up
@@ -36,21 +34,12 @@ from stages import Stages, in_processes, is_first_process, rank_and_size, write_
 from ensemble import AGGREGATORS, aggregate, finetune_ensembles, pretrain_ensembles
 
 CORES = min(4, os.cpu_count() or 1)
-
-# What a setting's value may be, or each of several: in words, and as a test.
-POSITIVE = ">= 1", lambda x: x >= 1
-FROM_TWO = ">= 2", lambda x: x >= 2  # a correlation needs two posts, a choice two samples
-FROM_ZERO = ">= 0 and finite", lambda x: 0 <= x < inf
-ABOVE_ZERO = "> 0 and finite", lambda x: 0 < x < inf
-SHARE = "between 0 and 1", lambda x: 0 <= x <= 1
-LIST_GAP = f"between 0 and {2 * world.LIST_RATE}", lambda x: 0 <= x <= 2 * world.LIST_RATE
-AGGREGATOR = f"one of {', '.join(AGGREGATORS)}", lambda x: x in AGGREGATORS
+DEVICES = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
 
 
-def setting(group, default, allowed, help, quick=None):
-    """A flag. group: the stages that depend on it, see stages.py; quick: its default under --quick."""
-    quick = default if quick is None else quick
-    return field(default=default, metadata={"group": group, "allowed": allowed, "help": help, "quick": quick})
+def setting(group, default, least, help, most=None):
+    """A flag. group: the stages that depend on it, see stages.py; least and most: what its value may be."""
+    return field(default=default, metadata={"group": group, "help": help, "least": least, "most": most})
 
 
 @dataclass(frozen=True)
@@ -58,34 +47,41 @@ class Settings:
     """Every setting that a world's numbers depend on, and so every flag that sets one."""
 
     # the models
-    width: int = setting("models", 64, POSITIVE, "width of the policy")
-    rm_width: int = setting("models", 64, POSITIVE, "width of the reward models")
-    layers: int = setting("models", 2, POSITIVE, "layers of every transformer")
-    heads: int = setting("models", 2, POSITIVE, "attention heads of every transformer")
-    pretrain_seeds: int = setting("models", 5, POSITIVE, "pretrainings of reward models, not the policy's", 3)
-    pretrain_texts: int = setting("models", 20000, POSITIVE, "texts for each pretraining, and for SFT", 8000)
-    pretrain_steps: int = setting("models", 1200, POSITIVE, "updates of a pretraining", 500)
-    sft_steps: int = setting("models", 200, POSITIVE, "updates of supervised finetuning of the policy", 60)
-    list_gap: float = setting("models", 0.15, LIST_GAP, "careful writers' list rate minus careless ones'")
+    width: int = setting("models", 64, 1, "width of the policy")
+    rm_width: int = setting("models", 64, 1, "width of the reward models")
+    layers: int = setting("models", 2, 1, "layers of every transformer")
+    heads: int = setting("models", 2, 1, "attention heads of every transformer")
+    pretrain_seeds: int = setting("models", 5, 1, "pretrainings of reward models, not the policy's")
+    pretrain_texts: int = setting("models", 20000, 1, "texts for each pretraining, and for SFT")
+    pretrain_steps: int = setting("models", 1200, 1, "updates of a pretraining")
+    sft_steps: int = setting("models", 200, 1, "updates of supervised finetuning of the policy")
+    list_gap: float = setting(
+        "models", 0.15, 0, "careful writers' list rate minus careless ones'", 2 * world.LIST_RATE
+    )
     # preferences and reward models
-    finetune_seeds: int = setting("preferences", 5, POSITIVE, "reward models for each pretraining", 3)
-    pairs: int = setting("preferences", 3000, POSITIVE, "preference pairs for training", 1500)
-    rm_epochs: int = setting("preferences", 4, POSITIVE, "passes over the pairs")
-    rm_batch: int = setting("preferences", 32, POSITIVE, "pairs per update; for nli twice as many responses")
-    rm_lr: float = setting("preferences", 2e-3, ABOVE_ZERO, "peak learning rate of reward models")
-    eta: float = setting("preferences", 0.01, FROM_ZERO, "weight of the Bradley-Terry loss's centring term")
-    label_temperature: float = setting("preferences", 0.7, ABOVE_ZERO, "raters' noise, a softmax temperature")
-    flipped: float = setting("preferences", 0.0, SHARE, "share of labels that are flipped")
-    coverage: float = setting("preferences", 0.0, SHARE, "share of habits that raters see, lists apart")
+    finetune_seeds: int = setting("preferences", 5, 1, "reward models for each pretraining")
+    pairs: int = setting("preferences", 3000, 1, "preference pairs for training")
+    rm_epochs: int = setting("preferences", 4, 1, "passes over the pairs")
+    rm_batch: int = setting("preferences", 32, 1, "pairs per update; for nli twice as many responses")
+    rm_lr: float = setting("preferences", 2e-3, 1e-9, "peak learning rate of reward models")
+    eta: float = setting("preferences", 0.01, 0, "weight of the Bradley-Terry loss's centring term")
+    label_temperature: float = setting("preferences", 0.7, 1e-9, "raters' noise, a softmax temperature")
+    flipped: float = setting("preferences", 0.0, 0, "share of labels that are flipped", 1)
+    coverage: float = setting("preferences", 0.0, 0, "share of habits that raters see, lists apart", 1)
     # the SFT policy's samples
-    prompts: int = setting("samples", 256, FROM_TWO, "posts that best-of-n and PPO's policies answer", 64)
-    n: int = setting("samples", 64, FROM_TWO, "samples of each post, for best-of-n")
+    prompts: int = setting("samples", 256, 2, "posts that best-of-n and PPO's policies answer")
+    n: int = setting("samples", 64, 2, "samples of each post, for best-of-n")
     # PPO
-    kl_weights: tuple[float, ...] = setting("ppo", (0.02, 0.1), FROM_ZERO, "weights beta of the KL penalty")
-    ppo_runs: int = setting("ppo", 4, POSITIVE, "PPO runs of a kind at the smallest KL weight", 1)
-    ppo_updates: int = setting("ppo", 40, POSITIVE, "updates of a PPO run", 20)
-    ppo_batch: int = setting("ppo", 128, POSITIVE, "responses per update")
-    aggregator: str = setting("ppo", "mean", AGGREGATOR, "how ensembles aggregate")
+    kl_weights: tuple[float, ...] = setting("ppo", (0.02, 0.1), 0, "weights beta of the KL penalty")
+    ppo_runs: int = setting("ppo", 4, 1, "PPO runs of a kind at the smallest KL weight")
+    ppo_updates: int = setting("ppo", 40, 1, "updates of a PPO run")
+    ppo_batch: int = setting("ppo", 128, 1, "responses per update")
+    aggregator: str = setting("ppo", "mean", "", "how ensembles aggregate")
+
+
+# What --quick changes
+QUICK = {"pretrain_seeds": 3, "pretrain_texts": 8000, "pretrain_steps": 500, "sft_steps": 60}
+QUICK |= {"finetune_seeds": 3, "pairs": 1500, "prompts": 64, "ppo_runs": 1, "ppo_updates": 20}
 
 
 # ----- the command line ---------------------------------------------------------------------------
@@ -102,12 +98,11 @@ def add_flags(parser):
     add("--out", type=Path, help="the folder for results, in runs/ by default")
     add("--quick", action="store_true", help="smaller defaults, where two are given")
     for f in fields(Settings):
-        quick = "" if f.metadata["quick"] == f.default else f", quick {f.metadata['quick']}"
-        help = f"{f.metadata['help']} (default {f.default}{quick})"
         several = isinstance(f.default, tuple)
-        type_of_value = type(f.default[0] if several else f.default)
-        nargs = "+" if several else None
-        add(flag(f.name), default=argparse.SUPPRESS, type=type_of_value, nargs=nargs, help=help)
+        options = {"type": float, "nargs": "+"} if several else {"type": f.type}
+        options["choices"] = AGGREGATORS if f.name == "aggregator" else None
+        quick = f", quick {QUICK[f.name]}" if f.name in QUICK else ""
+        add(flag(f.name), help=f"{f.metadata['help']} (default {f.default}{quick})", **options)
 
 
 def settings_from(arguments):
@@ -115,11 +110,9 @@ def settings_from(arguments):
     check_unique("--seeds", arguments.seeds)
     if arguments.processes is not None and arguments.processes < 1:
         raise ValueError(f"--processes must be >= 1, got {arguments.processes}")
-    values = {f.name: f.metadata["quick"] if arguments.quick else f.default for f in fields(Settings)}
-    for name, value in vars(arguments).items():
-        if name in values:
-            values[name] = tuple(value) if isinstance(value, list) else value
-    settings = Settings(**values)
+    names = {f.name for f in fields(Settings)}
+    given = {name: x for name, x in vars(arguments).items() if name in names and x is not None}
+    settings = Settings(**(QUICK if arguments.quick else {}) | given)
     check(settings)
     return settings
 
@@ -127,11 +120,12 @@ def settings_from(arguments):
 def check(s):
     """ValueError, naming the flag, if a setting makes no sense."""
     for f in fields(s):
-        value = getattr(s, f.name)
-        words, is_allowed = f.metadata["allowed"]
-        values = value if isinstance(value, tuple) else (value,)
-        if not all(map(is_allowed, values)):
-            raise ValueError(f"{flag(f.name)} must be {words}, got {' '.join(map(str, values))}")
+        value, least, most = getattr(s, f.name), f.metadata["least"], f.metadata["most"]
+        for x in value if isinstance(f.default, tuple) else [value]:
+            if not x >= least or (most is not None and x > most):  # NaN fails the first
+                raise ValueError(
+                    f"{flag(f.name)} must be >= {least}{f' and <= {most}' if most else ''}, got {x}"
+                )
     for name in ("width", "rm_width"):
         if getattr(s, name) % s.heads:
             raise ValueError(f"{flag(name)} must be a multiple of --heads {s.heads}, got {getattr(s, name)}")
@@ -148,14 +142,6 @@ def check_unique(flag, values):
     """ValueError, naming the flag, if a value is given twice."""
     if len(set(values)) < len(values):
         raise ValueError(f"{flag} must not have a value twice, got {' '.join(map(str, values))}")
-
-
-def pick_device(name):
-    """The device to use: "auto" is cuda if there is one, else the CPU."""
-    has_cuda = torch.cuda.is_available()
-    if name == "cuda" and not has_cuda:
-        raise ValueError("--device cuda: torch sees none on this machine")
-    return "cuda" if has_cuda and name != "cpu" else "cpu"
 
 
 # ----- one world ----------------------------------------------------------------------------------
@@ -355,13 +341,10 @@ def work(s, seeds, task, device, out):
 
 
 def check_folder(out, s, seeds, task):
-    """Make the folder. ValueError if it cannot be written, or would keep worlds of other settings."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        write_whole(out / ".writable", lambda file: None)
-        (out / ".writable").unlink()
-    except OSError as error:
-        raise ValueError(f"--out: cannot write into {out} ({error.strerror})") from None
+    """Make the folder. An error if it cannot be written, or would keep worlds of other settings."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_whole(out / ".writable", lambda file: None)
+    (out / ".writable").unlink()
     wanted = rounded(asdict(s))
     for record in report.load_records(out).get(task, []):
         other = [flag(name) for name in wanted if record["settings"].get(name) != wanted[name]]
@@ -372,13 +355,12 @@ def check_folder(out, s, seeds, task):
 
 def main(argv=None):
     """The command line, checked as far as can be before the work, then the work."""
-    parser = report.Parser(__doc__)
+    parser = report.parser_of(__doc__)
     parser.add_argument("--task", default="tldr", choices=world.TASKS, help="who rates (default tldr)")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="auto: cuda if any")
+    parser.add_argument("--device", default=DEVICES[0], choices=DEVICES, help="default: cuda if there is one")
     add_flags(parser)
     arguments = parser.parse_args(argv)
-    s, seeds, task = settings_from(arguments), arguments.seeds, arguments.task
-    device = pick_device(arguments.device)
+    s, seeds, task, device = settings_from(arguments), arguments.seeds, arguments.task, arguments.device
     processes = arguments.processes or (CORES if device == "cpu" else 1)
     out = arguments.out or Path("runs", "quick" if arguments.quick else "overopt")
     check_folder(out, s, seeds, task)

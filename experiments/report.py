@@ -1,7 +1,6 @@
 """Text about a run: its lines of progress, its summary, and the tables of all worlds in a folder.
 
-    python experiments/report.py runs/overopt            # every claim of every task, over the worlds there
-    python experiments/report.py runs/overopt --readme   # and fill the READMEs' tables from those records
+    python experiments/report.py runs/overopt     # every claim of every task, over the worlds there
 
 It draws the figures in the folder again, too. Everything is made from the records, world-SEED-TASK.json.
 """
@@ -16,12 +15,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # the five files live one
 
 import figures
 import numpy as np
-from claims import CLAIMS, KINDS, claims_table
+from claims import KINDS, claims_table
 from stages import write_whole
 from world import TASKS
 
-ROOT = Path(__file__).parent.parent
-READMES = [ROOT / "README.md", ROOT / "experiments/results/README.md"]
 KEYS = set("seed task settings accuracy claims best_of_n traits ppo texts".split())
 
 
@@ -49,15 +46,12 @@ def load_records(folder):
 
 
 # ----- scripts ------------------------------------------------------------------------------------
-class Parser(argparse.ArgumentParser):
-    """Shows a script's docstring as its help, and raises ValueError where argparse would exit."""
-
-    def __init__(self, description, **options):
-        formatter = argparse.RawDescriptionHelpFormatter
-        super().__init__(description=description, formatter_class=formatter, **options)
-
-    def error(self, message):
-        raise ValueError(f"{message}. See --help.")
+def parser_of(docstring, **options):
+    """A parser that shows a script's docstring as its help. A mistake is one line, without the usage."""
+    raw = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(
+        description=docstring, formatter_class=raw, usage=argparse.SUPPRESS, **options
+    )
 
 
 def exit_status(function, *args):
@@ -140,120 +134,17 @@ def summary(records):
     return "\n".join(lines)
 
 
-def markdown(header, rows):
-    """A Markdown table."""
-    lines = ["| " + " | ".join(cells) + " |" for cells in [header, ["---"] * len(header), *rows]]
-    return "\n".join(lines)
-
-
-def claims_markdown(records):
-    """A row for each claim, a column for each task: mean and interval; bold where it is reproduced."""
-    rows = {}
-    for column, found in enumerate(records.values()):
-        for row in claims_table(found):
-            bold = "**" if row["verdict"] == "reproduced" else ""
-            cells = rows.setdefault(row["id"], [f"`{row['id']}`"] + [""] * len(records))
-            cells[1 + column] = bold + mean_and_interval(row) + bold
-    worlds = [f"{task} ({len(found)} worlds)" for task, found in records.items()]
-    return markdown(["claim", *worlds], rows.values())
-
-
-def full_markdown(records):
-    """The claims of one task in full, with every world's number."""
-    rows = []
-    for row in claims_table(records):
-        each = " ".join(f"{number:+.2f}" for number in row["numbers"])
-        median = f"{row['median']:+.2f}"
-        rows.append([f"`{row['id']}`", mean_and_interval(row), median, agreement(row), row["verdict"], each])
-    return markdown(["claim", "mean and interval", "median", "agree", "verdict", "each world"], rows)
-
-
-def traits_markdown(records):
-    """Mean traits and gold of each policy of a task, over worlds."""
-    rows, names = [], list(records[0]["traits"]["SFT"])
-    for policy in records[0]["traits"]:
-        means = [np.mean([r["traits"][policy][name] for r in records]) for name in names]
-        rows.append([policy, *(f"{mean:.2f}" for mean in means)])
-    return markdown(["policy", *names], rows)
-
-
-# ----- the READMEs --------------------------------------------------------------------------------
-FINDINGS = (  # of the main README: a title, then claims in words
-    ("Overoptimisation of one reward model",
-        ("True reward lost from the best of 8 to the best of 64", "overopt_bon"),
-        ("by PPO, as the KL weight falls from {} to {}", "overopt_rl")),
-    ("Ensembles against one reward model",
-        ("True reward gained by pretrain ensembles, best of 64", "bon_pretrain_vs_single"),
-        ("PPO", "rl_pretrain_vs_single")),
-    ("Pretraining seeds against finetuning seeds",
-        ("True reward gained by pretrain over finetune ensembles, best of 64", "bon_pretrain_vs_finetune"),
-        ("PPO", "rl_pretrain_vs_finetune")),
-    ("What ensembles do not eliminate",
-        ("PPO on pretrain ensembles changes the share of lists, which nobody rewards, by", "herd_list"),
-        ("the length in words by", "herd_length")),
-)  # fmt: skip
-
-
-def findings(records):
-    """The bullets of FINDINGS, each claim for every task that has it."""
-    tables = {task: {row["id"]: row for row in claims_table(found)} for task, found in records.items()}
-    weights = next(iter(records.values()))[0]["settings"]["kl_weights"]
-    lines = []
-    for title, *parts in FINDINGS:
-        texts = []
-        for words, id in parts:
-            found = [f"{task} {mean_and_interval(rows[id])}" for task, rows in tables.items() if id in rows]
-            words = words.format(max(weights), min(weights))
-            texts.append(f"{words}: {', '.join(found)}")
-        lines.append(f"- **{title}.** {'; '.join(texts)}.")
-    return "\n".join(lines)
-
-
-def sections(records):
-    """{name: text} of what the READMEs fill in between <!-- name --> and <!-- end -->."""
-    worlds, results = [], []
-    for task, found in records.items():
-        seeds = ", ".join(str(record["seed"]) for record in found)
-        accuracy = np.mean([record["accuracy"]["mean"] for record in found])
-        ceiling = np.mean([record["accuracy"]["ceiling"] for record in found])
-        orders = f"reward models order {accuracy:.1%} of unseen pairs as the raters do, gold {ceiling:.1%}"
-        worlds.append(f"- {task}: seeds {seeds}; {orders}")
-        results.append(f"## {task}\n\n{full_markdown(found)}\n\n{traits_markdown(found)}")
-    first = next(iter(records.values()))[0]
-    return {
-        "found": findings(records),
-        "post": f"```\n{post_lines(first['texts'][0])}\n```",
-        "claims": claims_markdown(records),
-        "measures": "\n".join(f"- `{id}`: {claim.statement}" for id, claim in CLAIMS.items()),
-        "worlds": "\n".join(worlds),
-        "results": "\n\n".join(results),
-    }
-
-
-def fill(page, records):
-    """A README's text with its sections filled in anew."""
-    for name, text in sections(records).items():
-        before, section, after = page.partition(f"<!-- {name} -->\n")
-        if section:
-            page = before + section + text + "\n<!-- end -->" + after.partition("<!-- end -->")[2]
-    return page
-
-
 def main():
     """The command line."""
-    parser = Parser(__doc__)
+    parser = parser_of(__doc__)
     parser.add_argument("folder", type=Path, help="the folder of a finished run")
-    parser.add_argument("--readme", action="store_true", help="fill the READMEs' tables from these records")
-    arguments = parser.parse_args()
-    records = load_records(arguments.folder)
+    folder = parser.parse_args().folder
+    records = load_records(folder)
     if not records:
-        raise ValueError(f"{arguments.folder} is no folder with world-*.json files, as overopt.py --out has")
+        raise ValueError(f"{folder} is no folder with world-*.json files, as overopt.py --out has")
     for found in records.values():
         print(summary(found) + "\n")
-        figures.draw(found, arguments.folder)
-    if arguments.readme:
-        for path in READMES:
-            path.write_text(fill(path.read_text(), records))
+        figures.draw(found, folder)
 
 
 if __name__ == "__main__":

@@ -44,13 +44,8 @@ logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # our 
 
 # ----- the cache ----------------------------------------------------------------------------------
 def syntax_tree(path):
-    """What a source file does, as text: without comments, docstrings and layout."""
-    tree = ast.parse((ROOT / path).read_text())
-    for node in ast.walk(tree):
-        may_have_docstring = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
-        if may_have_docstring and ast.get_docstring(node) is not None:
-            node.body = node.body[1:]
-    return ast.dump(tree)
+    """What a source file does, as text: without comments and layout."""
+    return ast.dump(ast.parse((ROOT / path).read_text()))
 
 
 # Read at import: what runs is what was imported, even if a file is edited meanwhile.
@@ -94,46 +89,32 @@ def is_first_process():
 def in_processes(count, work, *args):
     """Run work(*args) in `count` processes of one thread, or in those that torchrun has started."""
     if dist.is_torchelastic_launched():
-        in_group(-1, {}, None, work, args)  # the environment says which one this is
+        in_group(-1, "env://", -1, work, args)  # the environment says which one this is
     elif count == 1:
         torch.set_num_threads(1)
         work(*args)
     else:
-        spawn(count, work, args)
-
-
-def spawn(count, work, args):
-    """Start the processes with PyTorch's launcher: if one fails, it ends the others. After a user's mistake
-    (see `in_group`) a ValueError with its message."""
-    with tempfile.TemporaryDirectory() as folder:
-        mistake, meeting_point = Path(folder, "mistake"), Path(folder, "processes").as_uri()
-        where = {"world_size": count, "init_method": meeting_point}
-        try:
-            mp.spawn(in_group, (where, mistake, work, args), nprocs=count, daemon=True)
-        except (mp.ProcessRaisedException, mp.ProcessExitedException) as error:
-            # The others fail too, perhaps first: they wait for one that is gone. Its message is what counts.
-            if mistake.exists():
-                raise ValueError(mistake.read_text()) from None
-            if isinstance(error, mp.ProcessExitedException):
+        with tempfile.TemporaryDirectory() as folder:
+            meeting_point = Path(folder, "processes").as_uri()
+            try:  # PyTorch's launcher: if one process fails, it ends the others
+                mp.spawn(in_group, (meeting_point, count, work, args), nprocs=count, daemon=True)
+            except mp.ProcessExitedException as error:
+                if error.exit_code == 2:
+                    sys.exit(2)  # it has said why
                 raise ValueError(str(error)) from None  # it was killed, perhaps because memory ran out
-            raise
 
 
-def in_group(rank, where, mistake, work, args):
-    """What each process does. The message of a user's mistake goes into the file `mistake`, if one is given.
-
-    The backend is gloo on a GPU as well: the processes exchange nothing, they only wait for each other."""
+def in_group(rank, meeting_point, count, work, args):
+    """What each process does. After a user's mistake one line, and an end at once: the others would fail too,
+    waiting for it. On a GPU the backend is gloo as well: processes only wait for each other."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", timeout=timedelta(days=1), rank=rank, **where)
+    dist.init_process_group("gloo", meeting_point, timedelta(days=1), count, rank)
     try:
         work(*args)
     except (ValueError, OSError) as error:
-        if mistake is None:
-            raise
-        mistake.write_text(str(error))
-        sys.exit(2)
-    finally:
-        dist.destroy_process_group()
+        tqdm.write(f"error: {error}", file=sys.stderr)
+        os._exit(2)
+    dist.destroy_process_group()
 
 
 # ----- the stages ---------------------------------------------------------------------------------

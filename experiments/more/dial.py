@@ -27,7 +27,7 @@ import torch
 import world
 from claims import KINDS, Evidence, interval, pair_means, rank_correlation
 from figures import COLOURS, GREY, band, write_png
-from report import Parser, exit_status, write_json
+from report import exit_status, parser_of, write_json
 from stages import Stages, in_processes, is_first_process
 
 
@@ -124,7 +124,7 @@ def rows_of_world(s, seed, coverages, task, out):
 
 def main(argv=None):
     """The command line, checked as far as can be before the work, then the work."""
-    parser = Parser(__doc__, conflict_handler="resolve")
+    parser = parser_of(__doc__, conflict_handler="resolve")
     overopt.add_flags(parser)  # --coverage is one of them; here it takes several values
     shares = {"dest": "coverages", "type": float, "nargs": "+", "default": [0.0, 0.25, 0.5, 0.75, 1.0]}
     parser.add_argument("--coverage", **shares, help="what raters see (default 0 0.25 0.5 0.75 1)")

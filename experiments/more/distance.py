@@ -25,7 +25,7 @@ import overopt
 import torch
 from claims import interval
 from figures import COLOURS, band, write_png
-from report import Parser, exit_status, write_json
+from report import exit_status, parser_of, write_json
 from stages import SCORE_FILES, SYNTAX_TREES, Stages, in_processes, is_first_process, syntax_tree
 
 from bon import expected_best_of_n
@@ -137,7 +137,7 @@ def draw(values, n):
 
 def main(argv=None):
     """The command line, checked as far as can be before the work, then the work."""
-    parser = Parser(__doc__)
+    parser = parser_of(__doc__)
     overopt.add_flags(parser)
     given = parser.parse_args(argv)
     s, out = overopt.settings_from(given), given.out or Path("runs/distance")

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # the five files of the core
 
 import torch
 import world
-from report import Parser, exit_status
+from report import exit_status, parser_of
 from stages import write_whole
 from tqdm import tqdm
 
@@ -139,7 +139,7 @@ def measure(device, rounds):
 
 def main(argv=None):
     """The command line."""
-    parser = Parser(__doc__)
+    parser = parser_of(__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--threads", type=int, default=1, help="of the CPU (default 1)")
