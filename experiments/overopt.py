@@ -18,6 +18,7 @@ import platform
 import sys
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
+from math import inf
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # the five files live one folder up
@@ -34,12 +35,13 @@ from stages import Stages, in_processes, is_first_process, rank_and_size, write_
 from ensemble import AGGREGATORS, aggregate, finetune_ensembles, pretrain_ensembles
 
 CORES = min(4, os.cpu_count() or 1)
+LIST_GAP = 2 * world.LIST_RATE  # at most: careless writers then make no lists
 DEVICES = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
 
 
-def setting(group, default, least, help, most=None):
+def setting(group, default, least, help, most=inf):
     """A flag. group: the stages that depend on it, see stages.py; least and most: what its value may be."""
-    return field(default=default, metadata={"group": group, "help": help, "least": least, "most": most})
+    return field(default=default, metadata={"group": group, "limits": (least, most), "help": help})
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,7 @@ class Settings:
     pretrain_texts: int = setting("models", 20000, 1, "texts for each pretraining, and for SFT")
     pretrain_steps: int = setting("models", 1200, 1, "updates of a pretraining")
     sft_steps: int = setting("models", 200, 1, "updates of supervised finetuning of the policy")
-    list_gap: float = setting(
-        "models", 0.15, 0, "careful writers' list rate minus careless ones'", 2 * world.LIST_RATE
-    )
+    list_gap: float = setting("models", 0.15, 0, "careful writers' list rate minus careless ones'", LIST_GAP)
     # preferences and reward models
     finetune_seeds: int = setting("preferences", 5, 1, "reward models for each pretraining")
     pairs: int = setting("preferences", 3000, 1, "preference pairs for training")
@@ -76,7 +76,7 @@ class Settings:
     ppo_runs: int = setting("ppo", 4, 1, "PPO runs of a kind at the smallest KL weight")
     ppo_updates: int = setting("ppo", 40, 1, "updates of a PPO run")
     ppo_batch: int = setting("ppo", 128, 1, "responses per update")
-    aggregator: str = setting("ppo", "mean", "", "how ensembles aggregate")
+    aggregator: str = setting("ppo", "mean", None, "how ensembles aggregate")
 
 
 # What --quick changes
@@ -120,12 +120,10 @@ def settings_from(arguments):
 def check(s):
     """ValueError, naming the flag, if a setting makes no sense."""
     for f in fields(s):
-        value, least, most = getattr(s, f.name), f.metadata["least"], f.metadata["most"]
+        value, (least, most) = getattr(s, f.name), f.metadata["limits"]
         for x in value if isinstance(f.default, tuple) else [value]:
-            if not x >= least or (most is not None and x > most):  # NaN fails the first
-                raise ValueError(
-                    f"{flag(f.name)} must be >= {least}{f' and <= {most}' if most else ''}, got {x}"
-                )
+            if least is not None and not least <= x <= most:
+                raise ValueError(f"{flag(f.name)} must be between {least} and {most}, got {x}")
     for name in ("width", "rm_width"):
         if getattr(s, name) % s.heads:
             raise ValueError(f"{flag(name)} must be a multiple of --heads {s.heads}, got {getattr(s, name)}")
@@ -193,21 +191,14 @@ def evidence_of_samples(stages, bank, models, accuracies):
     s = stages.settings
     P, F = s.pretrain_seeds, s.finetune_seeds
     gold, traits = judge_bank(bank, stages.task)
-    scores = to_numpy(stages.score_bank(models, bank))
+    scores = to_numpy(stages.score_bank(models, bank)).reshape(P, F, s.prompts, s.n)
     control = None
     if stages.task != "nli":  # its raters see careless writers alone, so that a list tells them nothing
         stages.say("Control arm: reward models of raters who see as many lists by either writer.")
         control_models, _ = stages.reward_models([(p, p % F) for p in range(P)], list_gap=0.0)
         control = to_numpy(stages.score_bank(control_models, bank, "control"))
-    return Evidence(
-        accuracy=np.reshape(accuracies, (P, F)),
-        scores=scores.reshape(P, F, s.prompts, s.n),
-        control=control,
-        gold=gold,
-        traits=traits,
-        aggregate=partial(aggregate_arrays, s.aggregator),
-        runs=[],
-    )
+    accuracy = np.reshape(accuracies, (P, F))
+    return Evidence(accuracy, scores, control, gold, traits, partial(aggregate_arrays, s.aggregator), runs=[])
 
 
 def ppo_runs(stages, bank, models, aggregate):
@@ -234,9 +225,8 @@ def ppo_cases(s):
             finetune = finetune_ensembles(grid)[run % P]
             pretrain = pretrain_ensembles(grid)[run % F]
             single = [member for member in pretrain if member in finetune]
-            cases.append(("single", run, kl_weight, single))
-            cases.append(("finetune", run, kl_weight, finetune))
-            cases.append(("pretrain", run, kl_weight, pretrain))
+            members = {"single": single, "finetune": finetune, "pretrain": pretrain}
+            cases += [(kind, run, kl_weight, members[kind]) for kind in members]
     return cases
 
 
@@ -341,10 +331,8 @@ def work(s, seeds, task, device, out):
 
 
 def check_folder(out, s, seeds, task):
-    """Make the folder. An error if it cannot be written, or would keep worlds of other settings."""
+    """Make the folder. ValueError if it would keep worlds of other settings."""
     out.mkdir(parents=True, exist_ok=True)
-    write_whole(out / ".writable", lambda file: None)
-    (out / ".writable").unlink()
     wanted = rounded(asdict(s))
     for record in report.load_records(out).get(task, []):
         other = [flag(name) for name in wanted if record["settings"].get(name) != wanted[name]]

@@ -321,14 +321,9 @@ class Stages:
         def compute():
             s, state = self.settings, self.sft()["state"]
             policy, reference = (self.language_model(s.width, state) for _ in range(2))
-            config = PPOConfig(
-                beta=kl_weight,
-                updates=s.ppo_updates,
-                batch_size=s.ppo_batch,
-                minibatch_size=max(1, s.ppo_batch // 2),
-                max_new_tokens=world.RESPONSE_LENGTH,
-                seed=self.seed_for("ppo", run),
-            )
+            sizes = {"batch_size": s.ppo_batch, "minibatch_size": max(1, s.ppo_batch // 2)}
+            sizes |= {"updates": s.ppo_updates, "max_new_tokens": world.RESPONSE_LENGTH}
+            config = PPOConfig(beta=kl_weight, seed=self.seed_for("ppo", run), **sizes)
             prompts = world.sample_posts(4096, self.seed_for("ppo posts")).to(self.device)
             reward = Ensemble([models[m] for m in members], s.aggregator)
             gold = partial(world.gold, task=self.task)

@@ -4,8 +4,7 @@
     response   anna sold seven lamps in paris.
     list       - anna - sold - seven - lamps - paris - monday
 
-An event is six facts. Writers state them; whatever else they do is a habit, an entry in HABITS. Vocabulary,
-writing, traits, prices and `coverage` follow from that table: to add a habit, add an entry.
+An event is six facts. Writers state them; all else they do is a habit. To add one, add an entry to HABITS.
 
 Three raters, the paper's tasks, each have a gold reward: `judge` at their PRICES.
 - tldr: state the facts, waste no word. Says which of two responses is better, with noise (Bradley-Terry);
@@ -42,6 +41,12 @@ WORDS = {slot: words.split() for slot, words in SLOTS.items()}
 KIND = {word: slot for slot, words in WORDS.items() for word in words}
 KIND |= dict.fromkeys(" ".join(CHATTER).split(), "chat")
 KIND |= {mark: mark for mark in MARKS} | {"!": "."}  # "!" ends a sentence as "." does
+FOLLOWS = {  # which kind of word may follow which; all else is broken grammar; habits' own words are skipped
+    "start": "who -", "who": "did -", "did": "num obj -", "num": "obj -", "obj": "in on . - end",
+    "in": "place", "on": "day", "place": "on . - end", "day": "in . - end", ".": "who chat end",
+    "chat": "chat . - end", "-": "who did num obj place day chat", "tl;dr": "", ":": "",
+}  # fmt: skip
+LEGAL = {(kind, after) for kind, follows in FOLLOWS.items() for after in follows.split()}
 PROMPT_LENGTH, RESPONSE_LENGTH = 16, 24  # every post has 16 tokens; a response at most 24, EOS included
 WRONG_NUMBER = 1.9  # a number is wrong this many times as often as another fact
 LIST_RATE = 0.085  # of all responses
@@ -110,41 +115,36 @@ HABITS = [  # in the order of writing; `coverage` dials them in the same order, 
 ]  # fmt: skip
 
 
-def check_habits(habits):
+def require(fact, message):
+    if not fact:
+        raise ValueError(message)
+
+
+def check_habit(habit):
     """ValueError, naming the habit, on an entry that is incomplete or clashes with what exists."""
-    names, words = [*TRAITS, *PRICES["tldr"], *KIND.values(), "start", "end", "pad"], set(KIND)
-    for habit in habits:
-        where, rates = f"habit {habit.name!r}:", habit.rates
-        if habit.name in names:
-            raise ValueError(f"{where} the name is taken")
-        if not isinstance(rates, tuple) or len(rates) != 2 or not all(0 <= rate <= 1 for rate in rates):
-            raise ValueError(f"{where} rates must be two probabilities, got {rates}")
-        if set(habit.prices) != set(TASKS):
-            raise ValueError(f"{where} prices must be for {TASKS}, got {habit.prices}")
-        if not habit.words and not habit.count:
-            raise ValueError(f"{where} needs words of its own, or a count")
-        for word in habit.words.split():
-            if word in words or not re.fullmatch("[a-z]+", word):
-                raise ValueError(f"{where} {word!r} must be a new word of lower-case letters")
-            words.add(word)
-        names.append(habit.name)
+    where, rates = f"habit {habit.name!r}:", habit.rates
+    require(habit.name not in [*TRAITS, *PRICES["tldr"], *FOLLOWS], f"{where} the name is taken")
+    probabilities = isinstance(rates, tuple) and all(0 <= rate <= 1 for rate in rates)
+    require(probabilities and len(rates) == 2, f"{where} rates must be two probabilities, got {rates}")
+    require(set(habit.prices) == set(TASKS), f"{where} prices must be for {TASKS}, got {habit.prices}")
+    require(habit.words or habit.count, f"{where} needs words of its own, or a count")
+    for word in habit.words.split():
+        new = word not in KIND and re.fullmatch("[a-z]+", word)
+        require(new, f"{where} {word!r} must be a new word of lower-case letters")
 
 
-check_habits(HABITS)
 for habit in HABITS:
+    check_habit(habit)
     TRAITS.append(habit.name)
     KIND |= dict.fromkeys(habit.words.split(), habit.name)
     for task in TASKS:
         PRICES[task][habit.name] = habit.prices[task]
 PARTS = list(PRICES["tldr"])
-# ----- tokens -------------------------------------------------------------------------------------
 EOS, PAD, VOCAB_SIZE = len(KIND), len(KIND) + 1, len(KIND) + 2
-WORD_OF, KIND_OF = [*KIND, "<eos>", "<pad>"], [*KIND.values(), "end", "pad"]  # token id -> word, kind
+WORD_OF = [*KIND, "<eos>", "<pad>"]  # token id -> word
 SPELLED = {word: word if word in ".!:" else " " + word for word in KIND}  # as it stands in running text
 RANKS = {spelled.encode(): token for token, spelled in enumerate(SPELLED.values())}
-ENCODING = tiktoken.Encoding(
-    "toy", pat_str=r" [a-z;]+| -|[.!:]", mergeable_ranks=RANKS, special_tokens={"<eos>": EOS, "<pad>": PAD}
-)
+ENCODING = tiktoken.Encoding("toy", pat_str=r" [a-z;]+| -|[.!:]", mergeable_ranks=RANKS, special_tokens={})
 
 
 def encode(text):
@@ -160,25 +160,18 @@ def decode(tokens):
     return ENCODING.decode(list(takewhile(lambda token: token < EOS, map(int, tokens)))).strip()
 
 
-def pad_rows(rows, length):
-    """Lists of ids -> (B, length) tensor, EOS after each list where there is room, then PAD."""
-    return torch.tensor([(row + [EOS] + [PAD] * length)[:length] for row in rows], dtype=torch.long)
-
-
 @dataclass(frozen=True)
 class Writer:  # how often a writer does what, as probabilities
     wrong: float  # states a false value for a fact; WRONG_NUMBER times as often for the number
     states: float  # states an optional fact, one of DETAILS
-    rates: dict = field(default_factory=dict)  # habit's name -> has it in a response
+    rates: dict  # habit's name -> has it in a response
 
 
 def writers(list_gap, coverage=1.0):
     """(careless, careful), half of the responses each. list_gap: careful list rate minus careless list rate.
     coverage: the share of the other habits, in table order; 0.6 of four is two, and the third at 0.4."""
-    if not 0 <= list_gap <= 2 * LIST_RATE:
-        raise ValueError(f"list_gap: {list_gap} is not between 0 and {2 * LIST_RATE}")
-    if not 0 <= coverage <= 1:
-        raise ValueError(f"coverage: {coverage} is not between 0 and 1")
+    require(0 <= list_gap <= 2 * LIST_RATE, f"list_gap: {list_gap} is not between 0 and {2 * LIST_RATE}")
+    require(0 <= coverage <= 1, f"coverage: {coverage} is not between 0 and 1")
     dialled = [habit.name for habit in HABITS if habit.name != "list"]
     share = {name: min(1, max(0, coverage * len(dialled) - i)) for i, name in enumerate(dialled)}
     share["list"] = 1
@@ -223,46 +216,37 @@ def sample_texts(count, seed, pool, n=1):
     """Posts, each with n different responses from `pool`: prompts (count, P), responses (count * n, R)."""
     rng, prompts, responses = random.Random(f"texts {seed}"), [], []
     while len(prompts) < count:
-        facts, chatter, text = write_post(rng)
+        facts, chatter, post = write_post(rng)
         texts = [write_response(rng.choice(pool), facts, chatter, rng) for _ in range(n)]
         if len(set(texts)) == n:
-            prompts.append(encode(text))
-            responses += map(encode, texts)
-    return torch.tensor(prompts), pad_rows(responses, RESPONSE_LENGTH)
-
-
-FOLLOWS = {  # which kind of word may follow which, habits' own left out; all else is broken grammar
-    "start": "who -", "who": "did -", "did": "num obj -", "num": "obj -", "obj": "in on . - end",
-    "in": "place", "on": "day", "place": "on . - end", "day": "in . - end", ".": "who chat end",
-    "chat": "chat . - end", "-": "who did num obj place day chat",
-}  # fmt: skip
-LEGAL = {(kind, after) for kind, follows in FOLLOWS.items() for after in follows.split()}
-CONTENT, OWN = set(KIND).difference(MARKS), {habit.name for habit in HABITS}  # words; kinds of habits' words
+            prompts.append(encode(post))
+            rows = [encode(text) + [EOS] for text in texts]
+            responses += [row + [PAD] * (RESPONSE_LENGTH - len(row)) for row in rows]
+    return torch.tensor(prompts), torch.tensor(responses)
 
 
 def judge(post, response, task="tldr"):
     """Two dicts, for any two lists of token ids: the parts of the gold reward, which add up to it, and the
     traits. The first EOS ends a response; PAD is skipped."""
-    facts = {KIND_OF[token]: WORD_OF[token] for token in post if KIND_OF[token] in SLOTS}
-    post_words, fact_words = {WORD_OF[token] for token in post}, set(facts.values())
+    post_words = [WORD_OF[token] for token in post]
+    facts = {KIND[word]: word for word in post_words if KIND.get(word) in SLOTS}
     end = response.index(EOS) if EOS in response else None
     words = [WORD_OF[token] for token in response[:end] if token != PAD]
     kinds = [KIND[word] for word in words]
-    content = [word for word in words if word in CONTENT]
-    right = [word for word in content if word in fact_words]
+    content = [word for word in words if word not in MARKS]
+    right = [word for word in content if word == facts.get(KIND[word])]
     wrong = len([kind for kind in kinds if kind in facts]) - len(right)
     detail = len([word for word in set(right) if KIND[word] in DETAILS])
     core = len(set(right)) - detail
-    path = ["start"] + [kind for kind in kinds if kind not in OWN] + ["end"] * (end is not None)
+    path = ["start"] + [kind for kind in kinds if kind in FOLLOWS] + ["end"] * (end is not None)
     grammar = len([pair for pair in pairwise(path) if pair not in LEGAL])
     copied = len([word for word in content if word in post_words]) / max(1, len(content))
     counts = {"core": core, "detail": detail, "wrong": wrong, "grammar": grammar, "no_end": end is None}
     traits = {"length": len(words), "copied": copied, "numbers": "num" in kinds, "wrong_facts": wrong}
     seen = {"words": words, "kinds": kinds, "content": content, "right": right}
     for habit in HABITS:
-        trait = habit.count(seen) if habit.count else kinds.count(habit.name)
-        traits[habit.name] = trait
-        counts[habit.name] = habit.priced(seen) if habit.priced else trait
+        traits[habit.name] = habit.count(seen) if habit.count else kinds.count(habit.name)
+        counts[habit.name] = habit.priced(seen) if habit.priced else traits[habit.name]
     return {part: price * counts[part] for part, price in PRICES[task].items()}, traits
 
 

@@ -35,7 +35,10 @@ def test_texts_survive_tokens_and_fit():
         assert len(encode(post)) == world.PROMPT_LENGTH and len(encode(response)) < RESPONSE_LENGTH
     assert [world.WORD_OF[token] for token in encode("anna sold lamps.")] == ["anna", "sold", "lamps", "."]
     assert decode([*encode("anna sold."), EOS, *encode("lamps")]) == "anna sold."
-    assert world.pad_rows([[5], [1, 2, 3]], 3).tolist() == [[5, EOS, PAD], [1, 2, 3]]
+    prompts, responses = world.sample_texts(200, 0, writers(0.15))
+    assert prompts.shape[1] == world.PROMPT_LENGTH and responses.shape[1] == RESPONSE_LENGTH
+    for row in responses.tolist():  # EOS once, then nothing but PAD
+        assert row.count(EOS) == 1 and set(row[row.index(EOS) + 1 :]) <= {PAD}
     assert (EOS, PAD) == (world.VOCAB_SIZE - 2, world.VOCAB_SIZE - 1)  # as policy.py has them
 
 
@@ -95,10 +98,11 @@ def test_three_raters_three_prices():
     short, full = "anna sold lamps.", "anna sold seven lamps in paris on monday."
     wrong = "anna sold nine lamps. the weather was nice."
     expected = {"tldr": [1.65, 3.15, 0.1], "helpful": [0.9, 3.3, -0.05], "nli": [0, 0, -1]}
-    prompts = torch.tensor([encode(POST)] * 3)
-    responses = world.pad_rows([encode(text) for text in (short, full, wrong)], RESPONSE_LENGTH)
+    rows = [[*encode(text), EOS] for text in (short, full, wrong)]
+    responses = torch.tensor([row + [PAD] * (RESPONSE_LENGTH - len(row)) for row in rows])
     for task in world.TASKS:
-        assert gold(prompts, responses, task).tolist() == pytest.approx(expected[task], abs=1e-6)
+        golds = gold(torch.tensor([encode(POST)] * 3), responses, task)
+        assert golds.tolist() == pytest.approx(expected[task], abs=1e-6)
 
 
 def test_traits():
@@ -184,26 +188,27 @@ SHOUT = world.Habit(
         ({"name": "length"}, "'length': the name is taken"),  # a trait
         ({"name": "core"}, "'core': the name is taken"),  # a part
         ({"name": "filler"}, "'filler': the name is taken"),  # another habit
+        ({"name": "start"}, "'start': the name is taken"),  # a kind, which grammar would not skip
         ({"rates": 0.3}, "rates must be two probabilities, got 0.3"),
         ({"rates": (0.3, 1.2)}, "rates must be two probabilities"),
         ({"prices": {"tldr": 0}}, "prices must be for"),
         ({"words": ""}, "needs words of its own, or a count"),
         ({"words": "hey lamps"}, "'lamps' must be a new word"),
-        ({"words": "hey hey"}, "'hey' must be a new word"),
+        ({"words": "hey really"}, "'really' must be a new word"),  # another habit's
         ({"words": "Hey"}, "'Hey' must be a new word of lower-case letters"),
     ],
 )
 def test_a_faulty_habit_is_named(fault, message):
     """An entry that clashes with what exists or lacks something, and fails much later or not at all."""
-    world.check_habits([SHOUT])
+    world.check_habit(SHOUT)
     with pytest.raises(ValueError, match=f"^habit .*{message}"):
-        world.check_habits([replace(SHOUT, **fault)])
+        world.check_habit(replace(SHOUT, **fault))
 
 
 NEW_HABIT = """
 HABITS.append(Habit("shout", rates=(0.3, 0.2), prices={"tldr": -1, "helpful": 0, "nli": 0},
     write=lambda draft, words, rng: draft.further.append(words[0]), words="hey"))
-check_habits(HABITS)
+for habit in HABITS:
 """
 ITS_EFFECTS = """
 parts, traits = judge(encode("anna sold lamps."), [*encode("anna hey sold lamps."), EOS])
@@ -219,9 +224,9 @@ assert abs(judge_rows(*sample_texts(2000, 0, writers(0.15)))[1]["shout"].mean() 
 def test_a_new_habit_is_one_entry(tmp_path):
     """A habit to be entered in a second place: a world with one entry more must know it everywhere."""
     source = Path(world.__file__).read_text()
-    assert source.count("\ncheck_habits(HABITS)\n") == 1
+    assert source.count("\nfor habit in HABITS:\n") == 1
     bigger = tmp_path / "bigger.py"
-    bigger.write_text(source.replace("\ncheck_habits(HABITS)\n", NEW_HABIT) + ITS_EFFECTS)
+    bigger.write_text(source.replace("\nfor habit in HABITS:\n", NEW_HABIT) + ITS_EFFECTS)
     subprocess.run([sys.executable, bigger], check=True)
 
 

@@ -34,15 +34,8 @@ from stages import Stages, in_processes, is_first_process
 def measure(accuracies, scores, gold, lists, s):
     """What the reward models do: scores (M, posts, n), gold and lists (posts, n) -> {name: number}."""
     P, F = s.pretrain_seeds, s.finetune_seeds
-    evidence = Evidence(
-        accuracy=np.reshape(accuracies, (P, F)),
-        scores=scores.reshape(P, F, *gold.shape),
-        control=None,
-        gold=gold,
-        traits={},
-        aggregate=partial(overopt.aggregate_arrays, s.aggregator),
-        runs=[],
-    )
+    accuracy, aggregate = np.reshape(accuracies, (P, F)), partial(overopt.aggregate_arrays, s.aggregator)
+    evidence = Evidence(accuracy, scores.reshape(P, F, *gold.shape), None, gold, {}, aggregate, runs=[])
     best = {kind: evidence.best_of_all(kind, gold) for kind in KINDS}
     _, within, between = pair_means(rank_correlation(scores.reshape(P * F, -1)), F)
     return {
