@@ -1,9 +1,7 @@
 """From a world's arrays to numbers: the paper's claims, one number each, and what tables and figures show.
 
 A world (a seed) is an independent replicate of everything: posts, pretrainings, SFT, preferences, reward
-models, samples, PPO. Nothing is pooled, so a claim's interval over worlds is the textbook's:
-
-    mean +- t * std / sqrt(worlds)          (Student's t, 95 %)
+models, samples, PPO. Nothing is pooled, so a claim's interval over worlds is the textbook's, Student's t.
 """
 
 from collections.abc import Callable
@@ -55,6 +53,14 @@ class Evidence:
         kl_weight = which(run["kl_weight"] for run in self.runs)
         return [run for run in self.runs if (run["kind"], run["kl_weight"]) == (kind, kl_weight)]
 
+    def mean(self, name, method, kind=None, which=min):
+        """Mean of gold or a trait over a policy's texts. Methods: "SFT", "best of n" (of all), "PPO"."""
+        if method == "PPO":
+            runs = [{"gold": run["gold"], **run["traits"]} for run in self.runs_of(kind, which)]
+            return np.mean([run[name].mean() for run in runs])
+        values = {"gold": self.gold, **self.traits}[name]  # (posts, n)
+        return values.mean() if method == "SFT" else self.best_of_all(kind, values)
+
 
 # ----- comparing reward models --------------------------------------------------------------------
 def pair_means(matrix, F):
@@ -87,23 +93,19 @@ def same_spread(samples, texts):
 
 # ----- the claims ---------------------------------------------------------------------------------
 CLAIMS = {}
-BEST_N = 8  # where one reward model's gold was highest on the development seeds
+EVERY_TASK = {"tldr": 1, "helpful": 1, "nli": 1}
 
 
-@dataclass(frozen=True)
+@dataclass
 class Claim:
-    """signs: the direction claimed for each task, 1 or -1; 0: described, not tested; None: not claimed."""
+    """One number of a world, and the sign that the paper gives it."""
 
     statement: str
     measure: Callable  # Evidence -> number
-    signs: tuple  # tldr, helpful, nli
-
-    def sign(self, task):
-        """The sign claimed for a task."""
-        return self.signs[("tldr", "helpful", "nli").index(task)]
+    signs: dict  # {task: 1 or -1; 0: described, not tested}, without the tasks it is not claimed for
 
 
-def claim(*signs):
+def claim(**signs):
     """Decorator: a claim is a function of one world's Evidence, its docstring's first line the statement."""
 
     def enter(function):
@@ -114,13 +116,13 @@ def claim(*signs):
     return enter
 
 
-@claim(0, 0, 0)
+@claim(tldr=0, helpful=0, nli=0)
 def accuracy_spread(evidence):
     """Std of validation accuracy over reward models."""
     return evidence.accuracy.std()
 
 
-@claim(1, 1, 1)
+@claim(**EVERY_TASK)
 def bon_self_vs_same(evidence):
     """Reward of a text that resembles a model's pick: by that model, minus by others of its pretraining.
 
@@ -136,14 +138,14 @@ def bon_self_vs_same(evidence):
     return itself - same
 
 
-@claim(1, 1, 1)
+@claim(**EVERY_TASK)
 def bon_same_vs_other(evidence):
     """Reward of a model's best-of-n pick: by others of its pretraining, minus by other pretrainings."""
     _, same, other = pair_means(judged(evidence.flat, best_of_n(evidence.flat)), evidence.scores.shape[1])
     return same - other
 
 
-@claim(1, 1, 1)
+@claim(**EVERY_TASK)
 def rank_corr_shift(evidence):
     """Rank correlation of reward models: on SFT's samples, minus on PPO's texts.
 
@@ -157,87 +159,64 @@ def rank_corr_shift(evidence):
     return np.mean(falls)
 
 
-@claim(1, 1, 1)
+@claim(**EVERY_TASK)
 def rank_corr_pretrain(evidence):
     """Rank correlation of reward models on PPO's texts: within a pretraining, minus between pretrainings.
 
     PPO on pretrain ensembles, unlike `rank_corr_shift`, at the smallest KL weight."""
-    differences = []
-    for run in evidence.runs_of("pretrain"):
-        _, same, other = pair_means(rank_correlation(run["scores"]), evidence.scores.shape[1])
-        differences.append(same - other)
-    return np.mean(differences)
+    F = evidence.scores.shape[1]
+    means = [pair_means(rank_correlation(run["scores"]), F) for run in evidence.runs_of("pretrain")]
+    return np.mean([same - other for _, same, other in means])
 
 
-@claim(1, 1, 1)
+@claim(**EVERY_TASK)
 def overopt_bon(evidence):
     """Gold of the best of n by one reward model: at n = 8, minus at the largest n."""
-    n = evidence.gold.shape[1]
-    best, largest = evidence.best_of_n("single", evidence.gold, [min(BEST_N, n), n])
-    return best - largest
+    n = evidence.gold.shape[1]  # the largest; at 8, gold was highest on the development seeds
+    at_8, largest = evidence.best_of_n("single", evidence.gold, [min(8, n), n])
+    return at_8 - largest
 
 
-@claim(1, 1, 1)
+@claim(**EVERY_TASK)
 def overopt_rl(evidence):
     """Gold of PPO on one reward model: at the largest KL weight, minus at the smallest."""
-    return gold_of_ppo(evidence, "single", max) - gold_of_ppo(evidence, "single")
+    return evidence.mean("gold", "PPO", "single", max) - evidence.mean("gold", "PPO", "single")
 
 
-def gold_of_bon(evidence, kind):
-    """Gold of the best of n, at the largest n."""
-    return evidence.best_of_all(kind, evidence.gold)
+def difference(name, policy, other):
+    """The measure of a claim: mean of gold or a trait over a policy's texts, minus over another's."""
+    return lambda evidence: evidence.mean(name, *policy) - evidence.mean(name, *other)
 
 
-def gold_of_ppo(evidence, kind, which=min):
-    """Gold of PPO's final policies: mean over runs and posts."""
-    return np.mean([run["gold"].mean() for run in evidence.runs_of(kind, which)])
-
-
-def gain(gold_of, better, worse):
-    """The measure of a claim: gold of one kind minus gold of another."""
-    return lambda evidence: gold_of(evidence, better) - gold_of(evidence, worse)
-
-
-for method, words, gold_of in (
-    ("bon", "Gold of the best of n", gold_of_bon),
-    ("rl", "Gold of PPO at the smallest KL weight", gold_of_ppo),
+for prefix, method, words in (
+    ("bon", "best of n", "Gold of the best of n"),
+    ("rl", "PPO", "Gold of PPO at the smallest KL weight"),
 ):
     for better, worse in (("finetune", "single"), ("pretrain", "finetune"), ("pretrain", "single")):
-        statement, measured = f"{words}: {better} minus {worse}", gain(gold_of, better, worse)
-        CLAIMS[f"{method}_{better}_vs_{worse}"] = Claim(statement, measured, (1, 1, 1))
-
-
-def herding(trait):
-    """The measure of a claim: a trait of PPO's texts, on pretrain ensembles at the smallest KL weight, minus
-    the trait of SFT's samples."""
-
-    def change(evidence):
-        traits = [run["traits"][trait].mean() for run in evidence.runs_of("pretrain")]
-        return np.mean(traits) - evidence.traits[trait].mean()
-
-    return change
-
+        gain = difference("gold", (method, better), (method, worse))
+        CLAIMS[f"{prefix}_{better}_vs_{worse}"] = Claim(f"{words}: {better} minus {worse}", gain, EVERY_TASK)
 
 for trait, words, signs in (
-    ("list", "Share of lists", (1, 1, None)),  # nli's raters see careless writers alone: none planted
-    ("numbers", "Share of responses with a number", (1, 1, -1)),
-    ("length", "Words in a response", (1, 1, -1)),
-    ("wrong_facts", "Wrong facts in a response", (1, 1, 1)),
+    ("list", "Share of lists", {"tldr": 1, "helpful": 1}),  # none planted in what nli's raters see
+    ("numbers", "Share of responses with a number", {"tldr": 1, "helpful": 1, "nli": -1}),
+    ("length", "Words in a response", {"tldr": 1, "helpful": 1, "nli": -1}),
+    ("wrong_facts", "Wrong facts in a response", EVERY_TASK),
 ):
-    CLAIMS[f"herd_{trait}"] = Claim(f"{words}: PPO on pretrain ensembles, minus SFT", herding(trait), signs)
+    herding = difference(trait, ("PPO", "pretrain"), ("SFT",))
+    CLAIMS[f"herd_{trait}"] = Claim(f"{words}: PPO on pretrain ensembles, minus SFT", herding, signs)
 
 
-@claim(1, 1, None)
+@claim(tldr=1, helpful=1)
 def control_list(evidence):
     """Share of lists in the best of n by pretrain ensembles: with the spurious correlation, minus without."""
     lists = evidence.traits["list"]
     without = expected_best_of_n(evidence.aggregate(evidence.control), lists, [lists.shape[1]]).mean()
-    return evidence.best_of_all("pretrain", lists) - without
+    return evidence.mean("list", "best of n", "pretrain") - without
 
 
 def measure(evidence, task):
     """{id: number} of a task's claims; None where a world is too small to say (one pretraining)."""
-    numbers = {id: float(c.measure(evidence)) for id, c in CLAIMS.items() if c.sign(task) is not None}
+    numbers = {id: float(c.measure(evidence)) for id, c in CLAIMS.items() if task in c.signs}
     return {id: number if np.isfinite(number) else None for id, number in numbers.items()}
 
 
@@ -273,17 +252,15 @@ def claims_table(records):
     low, high, median, agree (in how many worlds the number has the claim's sign), verdict."""
     rows = []
     for id, c in CLAIMS.items():
-        numbers = [record["claims"].get(id) for record in records]
-        numbers = [number for number in numbers if number is not None]
-        if not numbers:
-            continue
-        sign = c.sign(records[0]["task"])
-        row = {"id": id, "statement": c.statement, "sign": sign, "numbers": numbers}
-        row["mean"], row["low"], row["high"] = interval(numbers)
-        row["median"] = float(np.median(numbers))
-        row["agree"] = sum(number * sign > 0 for number in numbers)
-        row["verdict"] = verdict(numbers, sign)
-        rows.append(row)
+        numbers = [r["claims"][id] for r in records if r["claims"].get(id) is not None]
+        if numbers:
+            sign = c.signs[records[0]["task"]]
+            row = {"id": id, "statement": c.statement, "sign": sign, "numbers": numbers}
+            row["mean"], row["low"], row["high"] = interval(numbers)
+            row["median"] = float(np.median(numbers))
+            row["agree"] = sum(number * sign > 0 for number in numbers)
+            row["verdict"] = verdict(numbers, sign)
+            rows.append(row)
     return rows
 
 
@@ -301,12 +278,9 @@ def best_of_n_curves(evidence):
 
 def trait_table(evidence):
     """Mean traits and gold of each policy: {policy: {trait: mean}}, PPO's at the smallest KL weight."""
-    quantities = {"gold": evidence.gold, **evidence.traits}
-    table = {"SFT": {name: x.mean() for name, x in quantities.items()}}
-    for kind in KINDS:
-        best = {name: evidence.best_of_all(kind, x) for name, x in quantities.items()}
-        table[f"best of n, {kind}"] = best
-    for kind in KINDS:
-        runs = [{"gold": run["gold"], **run["traits"]} for run in evidence.runs_of(kind)]
-        table[f"PPO, {kind}"] = {name: np.mean([run[name].mean() for run in runs]) for name in quantities}
+    names = ["gold", *evidence.traits]
+    table = {"SFT": {name: evidence.mean(name, "SFT") for name in names}}
+    for method in ("best of n", "PPO"):
+        for kind in KINDS:
+            table[f"{method}, {kind}"] = {name: evidence.mean(name, method, kind) for name in names}
     return table

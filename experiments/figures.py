@@ -3,14 +3,12 @@
 Lines are means over worlds, bands their 95 % t-intervals (from three worlds on), dots single worlds.
 """
 
-import matplotlib
-
-matplotlib.use("Agg")  # files only: no window, no display needed
 import matplotlib.pyplot as plt
 import numpy as np
 from claims import KINDS, claims_table, interval
 from stages import write_whole
 
+plt.switch_backend("Agg")  # files only: no window, no display needed
 COLOURS = {"single": "#d55e00", "finetune": "#e69f00", "pretrain": "#0072b2"}
 GREY = "#777777"  # SFT, and claims without a verdict
 plt.rcParams |= {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
@@ -104,10 +102,9 @@ def traits(records):
     """What SFT and the aligned policies write: traits of each, a dot for a world."""
     names = [name for name in records[0]["traits"]["SFT"] if name != "gold"]
     policies = {"SFT": GREY} | {f"PPO, {kind}": COLOURS[kind] for kind in KINDS}
-    figure, axes = plt.subplots(2, -(-len(names) // 2), figsize=(13, 5.5))
-    for axis in axes.flat[len(names) :]:
-        axis.axis("off")
-    for axis, name in zip(axes.flat, names, strict=False):
+    figure = plt.figure(figsize=(13, 5.5))
+    for i, name in enumerate(names):
+        axis = figure.add_subplot(2, (len(names) + 1) // 2, i + 1)
         for x, (policy, colour) in enumerate(policies.items()):
             values = [r["traits"][policy][name] for r in records]
             axis.bar(x, np.mean(values), color=colour, alpha=0.6)

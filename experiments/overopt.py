@@ -33,6 +33,7 @@ from claims import Evidence
 from stages import Stages, in_processes, is_first_process, rank_and_size, write_whole
 
 from ensemble import AGGREGATORS, aggregate, finetune_ensembles, pretrain_ensembles
+from policy import Config
 
 CORES = min(4, os.cpu_count() or 1)
 LIST_GAP = 2 * world.LIST_RATE  # at most: careless writers then make no lists
@@ -46,7 +47,8 @@ def setting(group, default, least, help, most=inf):
 
 @dataclass(frozen=True)
 class Settings:
-    """Every setting that a world's numbers depend on, and so every flag that sets one."""
+    """Every setting that a world's numbers depend on, and so every flag that sets one. ValueError, naming the
+    flag, if one makes no sense."""
 
     # the models
     width: int = setting("models", 64, 1, "width of the policy")
@@ -77,6 +79,23 @@ class Settings:
     ppo_updates: int = setting("ppo", 40, 1, "updates of a PPO run")
     ppo_batch: int = setting("ppo", 128, 1, "responses per update")
     aggregator: str = setting("ppo", "mean", None, "how ensembles aggregate")
+
+    def __post_init__(self):
+        for f in fields(self):
+            value, (least, most) = getattr(self, f.name), f.metadata["limits"]
+            for x in value if isinstance(f.default, tuple) else [value]:
+                if least is not None and not least <= x <= most:
+                    raise ValueError(f"{flag(f.name)} must be between {least} and {most}, got {x}")
+        for width in (self.width, self.rm_width):  # ValueError unless the heads share it evenly
+            Config(world.VOCAB_SIZE, width=width, heads=self.heads)
+        check_unique("--kl-weights", self.kl_weights)
+        try:  # a new aggregator fails now, not after minutes
+            shape = tuple(aggregate(self.aggregator, torch.randn(5, 3, 2)).shape)
+        except Exception as error:
+            message = f"--aggregator {self.aggregator} fails on 5 x 3 x 2 rewards: {error!r}"
+            raise ValueError(message) from error
+        if shape != (3, 2):
+            raise ValueError(f"--aggregator {self.aggregator} must map (5, 3, 2) to (3, 2), made {shape}")
 
 
 # What --quick changes
@@ -112,28 +131,7 @@ def settings_from(arguments):
         raise ValueError(f"--processes must be >= 1, got {arguments.processes}")
     names = {f.name for f in fields(Settings)}
     given = {name: x for name, x in vars(arguments).items() if name in names and x is not None}
-    settings = Settings(**(QUICK if arguments.quick else {}) | given)
-    check(settings)
-    return settings
-
-
-def check(s):
-    """ValueError, naming the flag, if a setting makes no sense."""
-    for f in fields(s):
-        value, (least, most) = getattr(s, f.name), f.metadata["limits"]
-        for x in value if isinstance(f.default, tuple) else [value]:
-            if least is not None and not least <= x <= most:
-                raise ValueError(f"{flag(f.name)} must be between {least} and {most}, got {x}")
-    for name in ("width", "rm_width"):
-        if getattr(s, name) % s.heads:
-            raise ValueError(f"{flag(name)} must be a multiple of --heads {s.heads}, got {getattr(s, name)}")
-    check_unique("--kl-weights", s.kl_weights)
-    try:  # a new aggregator fails now, not after minutes
-        shape = tuple(aggregate(s.aggregator, torch.randn(5, 3, 2)).shape)
-    except Exception as error:
-        raise ValueError(f"--aggregator {s.aggregator} fails on 5 x 3 x 2 rewards: {error!r}") from error
-    if shape != (3, 2):
-        raise ValueError(f"--aggregator {s.aggregator} must map (5, 3, 2) to (3, 2), made {shape}")
+    return Settings(**(QUICK if arguments.quick else {}) | given)
 
 
 def check_unique(flag, values):
@@ -283,17 +281,9 @@ def texts_of(evidence, bank, post):
 
 
 def write_arrays(stages, evidence, bank, out):
-    """The files bank-SEED-TASK.npz, and policy-SEED.pt with the SFT policy."""
-    s, seed, task = stages.settings, stages.seed, stages.task
-    arrays = bank_arrays(evidence, bank, task)
-    write_whole(out / f"bank-{seed}-{task}.npz", lambda file: np.savez_compressed(file, **arrays))
-    policy = {"config": asdict(stages.language_model(s.width).config), "state": stages.sft()["state"]}
-    write_whole(out / f"policy-{seed}.pt", lambda file: torch.save(policy, file))
-
-
-def bank_arrays(evidence, bank, task):
-    """What bank-SEED-TASK.npz holds, to play with: see experiments/README.md, field by field."""
-    posts, n = evidence.gold.shape
+    """bank-SEED-TASK.npz, scored samples to play with: see experiments/README.md, field by field. And
+    policy-SEED.pt, the SFT policy."""
+    seed, task, posts, n = stages.seed, stages.task, *evidence.gold.shape
     P, F = evidence.accuracy.shape
     parts, _ = world.judge_rows(bank["posts"].repeat_interleave(n, 0), bank["responses"], task)
     arrays = {"rewards": evidence.flat, "gold": evidence.gold}
@@ -303,8 +293,11 @@ def bank_arrays(evidence, bank, task):
     arrays["pretrain_seed"] = np.arange(P * F) // F
     arrays["finetune_seed"] = np.arange(P * F) % F
     arrays["posts"] = np.array([world.decode(row) for row in bank["posts"].tolist()])
-    responses = [world.decode(row) for row in bank["responses"].tolist()]
-    return arrays | {"responses": np.reshape(responses, (posts, n))}
+    arrays["responses"] = np.reshape([world.decode(row) for row in bank["responses"].tolist()], (posts, n))
+    write_whole(out / f"bank-{seed}-{task}.npz", lambda file: np.savez_compressed(file, **arrays))
+    config, state = stages.language_model(stages.settings.width).config, stages.sft()["state"]
+    policy = {"config": asdict(config), "state": state}
+    write_whole(out / f"policy-{seed}.pt", lambda file: torch.save(policy, file))
 
 
 def rounded(x):

@@ -63,14 +63,6 @@ def write_whole(path, write):
         part.unlink(missing_ok=True)
 
 
-def load_stage(path, device):
-    """What a stage left in its file; ValueError, naming the file, if it is damaged."""
-    try:
-        return torch.load(path, map_location=device, weights_only=True)["value"]
-    except Exception as error:
-        raise ValueError(f"{path} is damaged ({type(error).__name__}). Delete it and run again.") from None
-
-
 # ----- processes ----------------------------------------------------------------------------------
 # A tiny model's matrices are too small to be split between threads: two processes of one thread do far more
 # work than one process of two. They exchange nothing but files, so on a CPU their number changes no result.
@@ -138,12 +130,18 @@ class Stages:
         return self.folder / f"{self.seed}-{name}-{key}.pt"
 
     def stage(self, name, group, files, compute):
-        """compute()'s value: tensors, numbers, strings, and plain containers of them."""
+        """compute()'s value: tensors, numbers, strings, and plain containers of them. ValueError, naming the
+        file, if it is damaged."""
         path = self.path_of(name, group, files)
         if not path.exists():
             value = compute()
             write_whole(path, lambda file: torch.save({"value": value}, file))
-        return load_stage(path, self.device)
+        try:
+            return torch.load(path, map_location=self.device, weights_only=True)["value"]
+        except Exception as error:
+            raise ValueError(
+                f"{path} is damaged ({type(error).__name__}). Delete it and run again."
+            ) from None
 
     def say(self, text, every_process=False):
         """Print a line, with the time since the start: the first process alone, or every process."""

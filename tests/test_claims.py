@@ -207,7 +207,7 @@ def test_gold_comparisons():
 def test_nli_has_no_lists():
     """nli's raters see careless writers alone: there is nothing planted to claim."""
     assert {"herd_list", "control_list"}.isdisjoint(measure(evidence(), "nli"))
-    assert CLAIMS["herd_length"].sign("nli") == -1
+    assert CLAIMS["herd_length"].signs["nli"] == -1
 
 
 def test_table_keeps_every_world():

@@ -140,7 +140,7 @@ BAD = {
     "--n many": "argument --n: invalid int value: 'many'",
     "--aggregator max": "argument --aggregator: invalid choice: 'max' (choose from",
     "--pairs -3": "--pairs must be between 1 and inf, got -3",
-    "--heads 3": "--width must be a multiple of --heads 3, got 64",
+    "--heads 3": "width must be a multiple of heads (3), got 64",
     "--kl-weights 0.1 0.1": "--kl-weights must not have a value twice",
     "--kl-weights -1": "--kl-weights must be between 0 and inf",
     "--kl-weights nan": "--kl-weights must be between 0 and inf, got nan",

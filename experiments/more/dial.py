@@ -126,7 +126,7 @@ def main(argv=None):
     s, coverages, out = overopt.settings_from(given), sorted(given.coverages), given.out or Path("runs/dial")
     overopt.check_unique("--coverage", coverages)
     for coverage in coverages:
-        overopt.check(replace(s, coverage=coverage))
+        replace(s, coverage=coverage)  # ValueError if it makes no sense
     if min(s.pretrain_seeds, s.finetune_seeds) < 2:
         raise ValueError("--pretrain-seeds and --finetune-seeds must be >= 2: ensembles are compared")
     overopt.check_folder(out, s, given.seeds, given.task)
