@@ -44,25 +44,20 @@ class Evidence:
         """Mean of `values`, (posts, n) or (ensembles, posts, n), of the best of n by a kind: (len(ns),)."""
         return expected_best_of_n(self.proxies(kind), values, ns).mean((0, 1))
 
-    def best_of_all(self, kind, values):
-        """The same at the largest n, all samples of a post: a number."""
-        return self.best_of_n(kind, values, [self.gold.shape[1]])[0]
-
     def runs_of(self, kind, which=min):
         """The PPO runs of a kind at the smallest KL weight (which=max: at the largest)."""
         kl_weight = which(run["kl_weight"] for run in self.runs)
         return [run for run in self.runs if (run["kind"], run["kl_weight"]) == (kind, kl_weight)]
 
     def mean(self, name, method, kind=None, which=min):
-        """Mean of gold or a trait over a policy's texts. Methods: "SFT", "best of n" (of all), "PPO"."""
+        """Mean of gold or a trait over a policy's texts. Methods: "SFT", "best of n" (largest n), "PPO"."""
         if method == "PPO":
             runs = [{"gold": run["gold"], **run["traits"]} for run in self.runs_of(kind, which)]
             return np.mean([run[name].mean() for run in runs])
         values = {"gold": self.gold, **self.traits}[name]  # (posts, n)
-        return values.mean() if method == "SFT" else self.best_of_all(kind, values)
+        return values.mean() if method == "SFT" else self.best_of_n(kind, values, [values.shape[1]])[0]
 
 
-# ----- comparing reward models --------------------------------------------------------------------
 def pair_means(matrix, F):
     """Means of an (M, M) matrix over pairs of reward models: each with itself, with the others of its
     pretraining, with those of other pretrainings: [self, same, other]. Ordered by pretraining, F of each."""
@@ -91,7 +86,6 @@ def same_spread(samples, texts):
     return np.take_along_axis(samples, nearest[None, :, None], axis=-1)[..., 0]
 
 
-# ----- the claims ---------------------------------------------------------------------------------
 CLAIMS = {}
 EVERY_TASK = {"tldr": 1, "helpful": 1, "nli": 1}
 
@@ -220,7 +214,6 @@ def measure(evidence, task):
     return {id: number if np.isfinite(number) else None for id, number in numbers.items()}
 
 
-# ----- over worlds --------------------------------------------------------------------------------
 # 97.5 % quantiles of Student's t with 1, 2, 3 ... degrees of freedom.
 T_975 = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145]
 T_975 += [2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048]
@@ -264,7 +257,6 @@ def claims_table(records):
     return rows
 
 
-# ----- what tables and figures show of one world --------------------------------------------------
 def best_of_n_curves(evidence):
     """Gold and proxy of the best of n: {"n": [...], "kl": [...], kind: {"gold": [...], "proxy": [...]}}."""
     N = evidence.gold.shape[1]
@@ -278,9 +270,6 @@ def best_of_n_curves(evidence):
 
 def trait_table(evidence):
     """Mean traits and gold of each policy: {policy: {trait: mean}}, PPO's at the smallest KL weight."""
-    names = ["gold", *evidence.traits]
-    table = {"SFT": {name: evidence.mean(name, "SFT") for name in names}}
-    for method in ("best of n", "PPO"):
-        for kind in KINDS:
-            table[f"{method}, {kind}"] = {name: evidence.mean(name, method, kind) for name in names}
-    return table
+    names, policies = ["gold", *evidence.traits], {"SFT": ("SFT",)}
+    policies |= {f"{method}, {kind}": (method, kind) for method in ("best of n", "PPO") for kind in KINDS}
+    return {policy: {name: evidence.mean(name, *how) for name in names} for policy, how in policies.items()}

@@ -6,10 +6,9 @@
     python experiments/overopt.py --task nli            # another rater of the same posts
     torchrun --nproc-per-node 2 experiments/overopt.py -- --seeds 1 2      # on several machines, too
 
-Pretrains language models, trains a grid of reward models (pretraining seeds x finetuning seeds), aligns a
-policy to one of them or to an ensemble, by best-of-n and by PPO, and measures the true reward. Every world
-and task leaves one record in --out, world-SEED-TASK.json; claims, tables and figures are made from the
-records there. An interrupted run continues where it stopped.
+Pretrains language models, trains a grid of reward models, aligns a policy to one of them or to an ensemble,
+by best-of-n and by PPO, and measures the true reward. Every world and task leaves one record in --out,
+world-SEED-TASK.json; claims, tables and figures are made from these. An interrupted run continues.
 """
 
 import json
@@ -36,7 +35,6 @@ from ensemble import AGGREGATORS, aggregate, finetune_ensembles, pretrain_ensemb
 from policy import Config
 
 CORES = min(4, os.cpu_count() or 1)
-LIST_GAP = 2 * world.LIST_RATE  # at most: careless writers then make no lists
 DEVICES = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
 
 
@@ -47,8 +45,7 @@ def setting(group, default, least, help, most=inf):
 
 @dataclass(frozen=True)
 class Settings:
-    """Every setting that a world's numbers depend on, and so every flag that sets one. ValueError, naming the
-    flag, if one makes no sense."""
+    """Every setting that a world's numbers depend on, each a flag. ValueError if one makes no sense."""
 
     # the models
     width: int = setting("models", 64, 1, "width of the policy")
@@ -59,7 +56,7 @@ class Settings:
     pretrain_texts: int = setting("models", 20000, 1, "texts for each pretraining, and for SFT")
     pretrain_steps: int = setting("models", 1200, 1, "updates of a pretraining")
     sft_steps: int = setting("models", 200, 1, "updates of supervised finetuning of the policy")
-    list_gap: float = setting("models", 0.15, 0, "careful writers' list rate minus careless ones'", LIST_GAP)
+    list_gap: float = setting("models", 0.15, 0, "list rate: careful minus careless", 2 * world.LIST_RATE)
     # preferences and reward models
     finetune_seeds: int = setting("preferences", 5, 1, "reward models for each pretraining")
     pairs: int = setting("preferences", 3000, 1, "preference pairs for training")
@@ -117,8 +114,7 @@ def add_flags(parser):
     add("--out", type=Path, help="the folder for results, in runs/ by default")
     add("--quick", action="store_true", help="smaller defaults, where two are given")
     for f in fields(Settings):
-        several = isinstance(f.default, tuple)
-        options = {"type": float, "nargs": "+"} if several else {"type": f.type}
+        options = {"type": float, "nargs": "+"} if f.name == "kl_weights" else {"type": f.type}
         options["choices"] = AGGREGATORS if f.name == "aggregator" else None
         quick = f", quick {QUICK[f.name]}" if f.name in QUICK else ""
         add(flag(f.name), help=f"{f.metadata['help']} (default {f.default}{quick})", **options)
@@ -158,7 +154,8 @@ def make_world(s, seed, task, device, out):
     say(f"{P * F} reward models learn from the raters: {P} pretrainings x {F} finetunings.")
     models, accuracies = stages.reward_models([(p, f) for p in range(P) for f in range(F)])
     accuracy = {"mean": np.mean(accuracies), "std": np.std(accuracies), "ceiling": stages.ceiling()}
-    say(report.accuracy_line(accuracies, accuracy["ceiling"]))
+    found = "They order {mean:.1%} (std {std:.1%}) of unseen pairs as raters do; gold orders {ceiling:.1%}."
+    say(found.format(**accuracy))
     evidence = evidence_of_samples(stages, bank, models, accuracies)
     curves = claims.best_of_n_curves(evidence)
     say(report.best_of_n_lines(curves))
@@ -177,7 +174,7 @@ def make_world(s, seed, task, device, out):
         "claims": claims.measure(evidence, task),
         "best_of_n": curves,
         "traits": claims.trait_table(evidence),
-        "ppo": [ppo_summary(run) for run in evidence.runs],
+        "ppo": [run["summary"] for run in evidence.runs],
         "texts": [texts_of(evidence, bank, post) for post in range(min(3, s.prompts))],
     })  # fmt: skip
     say(report.post_lines(record["texts"][0]))
@@ -200,7 +197,7 @@ def evidence_of_samples(stages, bank, models, accuracies):
 
 
 def ppo_runs(stages, bank, models, aggregate):
-    """Every PPO run, as `Stages.ppo_run` leaves it, with its final policy's gold, traits and proxy."""
+    """Every run of `Stages.ppo_run`, with its final policy's gold, traits, proxy, and a record's summary."""
     cases = ppo_cases(stages.settings)
     jobs = [partial(stages.ppo_run, *case, models, bank["posts"]) for case in cases]
     runs = stages.share(f"{stages.task}: PPO runs", jobs, tell=report.ppo_line)
@@ -208,6 +205,8 @@ def ppo_runs(stages, bank, models, aggregate):
         run["gold"], run["traits"] = judge(bank["posts"], run["responses"], stages.task)
         run["scores"] = to_numpy(run["scores"])
         run["proxy"] = aggregate(run["scores"][run["members"]])
+        run["summary"] = {name: run[name] for name in ("kind", "run", "kl_weight", "kl", "curve")}
+        run["summary"] |= {name: run[name].mean() for name in ("proxy", "gold")}
     return runs
 
 
@@ -254,12 +253,6 @@ def aggregate_arrays(aggregator, scores):
 
 
 # ----- what a world leaves ------------------------------------------------------------------------
-def ppo_summary(run):
-    """What a record keeps of a PPO run; proxy and gold: means over the final policy's responses."""
-    kept = {name: run[name] for name in ("kind", "run", "kl_weight", "kl", "curve")}
-    return kept | {"proxy": run["proxy"].mean(), "gold": run["gold"].mean()}
-
-
 def texts_of(evidence, bank, post):
     """A post and what each policy made of it: {"post", "responses": [{policy, text, proxy, gold}]}.
 
@@ -273,10 +266,9 @@ def texts_of(evidence, bank, post):
         pick = proxy.argmax()
         best.append((f"best of {len(gold)}, {kind}", samples[pick], proxy[pick], gold[pick]))
         ppo.append((f"PPO, {kind}", run["responses"][post], run["proxy"][post], run["gold"][post]))
-    rows = [("SFT", samples[0], proxy[0], gold[0]), *best, *ppo]  # proxy: the last kind's, pretrain
-    responses = [
-        {"policy": p, "text": world.decode(tokens), "proxy": r, "gold": g} for p, tokens, r, g in rows
-    ]
+    responses = []
+    for policy, tokens, r, g in [("SFT", samples[0], proxy[0], gold[0]), *best, *ppo]:  # proxy: pretrain's
+        responses.append({"policy": policy, "text": world.decode(tokens), "proxy": r, "gold": g})
     return {"post": world.decode(bank["posts"][post]), "responses": responses}
 
 

@@ -22,7 +22,6 @@ from world import TASKS
 KEYS = set("seed task settings accuracy claims best_of_n traits ppo texts".split())
 
 
-# ----- records ------------------------------------------------------------------------------------
 def write_json(record, path):
     """Indented JSON, lists of numbers on one line."""
     text = json.dumps(record, indent=1, allow_nan=False)
@@ -45,13 +44,10 @@ def load_records(folder):
     return {task: sorted(records[task], key=lambda record: record["seed"]) for task in tasks}
 
 
-# ----- scripts ------------------------------------------------------------------------------------
 def parser_of(docstring, **options):
     """A parser that shows a script's docstring as its help. A mistake is one line, without the usage."""
-    raw = argparse.RawDescriptionHelpFormatter
-    return argparse.ArgumentParser(
-        description=docstring, formatter_class=raw, usage=argparse.SUPPRESS, **options
-    )
+    raw, none = argparse.RawDescriptionHelpFormatter, argparse.SUPPRESS
+    return argparse.ArgumentParser(description=docstring, formatter_class=raw, usage=none, **options)
 
 
 def exit_status(function, *args):
@@ -67,18 +63,11 @@ def exit_status(function, *args):
     return 0
 
 
-# ----- a run's lines of progress ------------------------------------------------------------------
 def sparkline(values, width=12):
     """Numbers as a row of bars: sparkline([0, 1, 2, 3]) is "▁▃▆█"."""
     values = [np.mean(part) for part in np.array_split(values, min(width, len(values)))]
     low, spread = min(values), max(values) - min(values) or 1.0
     return "".join("▁▂▃▄▅▆▇█"[round(7 * (value - low) / spread)] for value in values)
-
-
-def accuracy_line(accuracies, ceiling):
-    """How well the reward models tell which response a rater prefers."""
-    found = f"{np.mean(accuracies):.1%} (std {np.std(accuracies):.1%})"
-    return f"They order {found} of unseen pairs as the raters do; the true reward orders {ceiling:.1%}."
 
 
 def best_of_n_lines(curves):
@@ -107,7 +96,6 @@ def post_lines(text):
     return "\n".join(lines)
 
 
-# ----- tables -------------------------------------------------------------------------------------
 def mean_and_interval(row):
     """A claim's: "+0.15 [+0.06, +0.24]", or the mean alone of one world."""
     if not np.isfinite(row["low"]):

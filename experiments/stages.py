@@ -138,10 +138,8 @@ class Stages:
             write_whole(path, lambda file: torch.save({"value": value}, file))
         try:
             return torch.load(path, map_location=self.device, weights_only=True)["value"]
-        except Exception as error:
-            raise ValueError(
-                f"{path} is damaged ({type(error).__name__}). Delete it and run again."
-            ) from None
+        except Exception:
+            raise ValueError(f"{path} is damaged. Delete it and run again.") from None
 
     def say(self, text, every_process=False):
         """Print a line, with the time since the start: the first process alone, or every process."""
@@ -170,8 +168,6 @@ class Stages:
     def generator(self, *names):
         """A generator on the device, with `seed_for`."""
         return torch.Generator(self.device).manual_seed(self.seed_for(*names))
-
-    # ----- language models
 
     def language_model(self, width, state=None, seed=0):
         """A language model for this world's texts: with the weights `state`, or else with new ones."""
@@ -232,8 +228,6 @@ class Stages:
             return {"posts": posts, "responses": torch.cat(drawn)}
 
         return self.share("SFT", [partial(self.stage, "bank", "samples", LM_FILES, compute)])[0]
-
-    # ----- reward models
 
     def judgements(self, count, name, list_gap):
         """Prompts, chosen, rejected of `count` pairs; nli: prompts, responses, labels, twice as many rows."""
@@ -298,16 +292,11 @@ class Stages:
         """The reward models' rewards of the bank's responses: (M, posts, n)."""
 
         def job(m):
-            def compute():
-                return Ensemble([models[m]]).scores(bank["posts"], bank["responses"])[0]
-
+            compute = partial(Ensemble([models[m]]).scores, bank["posts"], bank["responses"])
             return self.stage(f"scores-{arm}-{self.task}-{m}", "samples", SCORE_FILES, compute)
 
-        what = f"{self.task}: reward models that score the samples"
-        scores = torch.stack(self.share(what, [partial(job, m) for m in range(len(models))]))
+        scores = torch.cat(self.share("scores of samples", [partial(job, m) for m in range(len(models))]))
         return scores.view(len(models), len(bank["posts"]), -1)
-
-    # ----- PPO
 
     def ppo_run(self, kind, run, kl_weight, members, models, posts):
         """PPO from the SFT policy on the aggregated rewards of models[members], then one response to each of

@@ -35,8 +35,9 @@ def measure(accuracies, scores, gold, lists, s):
     """What the reward models do: scores (M, posts, n), gold and lists (posts, n) -> {name: number}."""
     P, F = s.pretrain_seeds, s.finetune_seeds
     accuracy, aggregate = np.reshape(accuracies, (P, F)), partial(overopt.aggregate_arrays, s.aggregator)
-    evidence = Evidence(accuracy, scores.reshape(P, F, *gold.shape), None, gold, {}, aggregate, runs=[])
-    best = {kind: evidence.best_of_all(kind, gold) for kind in KINDS}
+    grid, traits = scores.reshape(P, F, *gold.shape), {"list": lists}
+    evidence = Evidence(accuracy, grid, None, gold, traits, aggregate, runs=[])
+    best = {kind: evidence.mean("gold", "best of n", kind) for kind in KINDS}
     _, within, between = pair_means(rank_correlation(scores.reshape(P * F, -1)), F)
     return {
         "accuracy": np.mean(accuracies),
@@ -45,7 +46,7 @@ def measure(accuracies, scores, gold, lists, s):
         "gain finetune": best["finetune"] - best["single"],
         "gain pretrain": best["pretrain"] - best["single"],
         "lists SFT": lists.mean(),
-        "lists pretrain": evidence.best_of_all("pretrain", lists),
+        "lists pretrain": evidence.mean("list", "best of n", "pretrain"),
         "correlation within": within,
         "correlation between": between,
     }
