@@ -185,6 +185,17 @@ def test_damaged_files_are_named(file, tiny, tmp_path, capsys):
     assert path.name in said and said.count("\n") == 1
 
 
+def test_a_mistake_in_one_of_several_processes(tiny, tmp_path):
+    """What is told is that the others lost it, with a traceback; or the run goes on without it."""
+    shutil.copytree(tiny, tmp_path / "copy")
+    (path,) = (tmp_path / "copy").glob("cache/3-rm-tldr-0-1-*")
+    path.write_bytes(b"")
+    command = overopt(tmp_path / "copy", "--seeds", "3", "--processes", "2")
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert path.name in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
 @pytest.mark.parametrize("text", ["{", "[]", "3", '{"task": "tldr"}', '{"task": "tldr", "seed": 3}'])
 def test_incomplete_records_are_named(text, tmp_path):
     """A record that is JSON, but not a world's, ends in a KeyError."""
