@@ -110,6 +110,7 @@ CHEATS = [
     (3, "import numpy as np\nnp.lib.npyio.os.abort()", "uses os"),
     (8, "import numpy as np\ngold = np.load('experiments/results/bank-tldr.npz')['gold']", "uses load"),
     (5, "from world import gold", "imports world.gold"),
+    (5, "import world", "imports world"),
     (3, "solution = open('tests/solutions/3_rank.py').read()", "uses open"),
     (3, "x = ().__class__", "uses __class__"),
     (3, "import numpy as np\nnp.allclose = lambda *a, **k: True", "sets np.allclose"),
@@ -129,17 +130,17 @@ def test_cheats_earn_nothing(number, text, words, tmp_path):
     assert all(wrong and words in wrong for wrong in said(number, hand_in(tmp_path, number, text)))
 
 
-def test_a_teachers_command(tmp_path, capsys):
+def test_a_teachers_command(tmp_path, capsys, monkeypatch):
     """A loop takes the points of the checks before it, or stops the grading of all; a missing file is an
     error, or is repeated for every check; a student prints verdicts."""
     loop = "while n == 6 and k == n: pass\n    return right(proxy, values, n, k)"
     hand_in(tmp_path / "loop", 3, "\nright = expected_kth_of_n\n" + RANK + loop, True)
     hand_in(tmp_path / "liar", 3, "print('[\"check_the_ends\", null]')\n" + RANK + "return 0")
     folders = [str(folder) for folder in (SOLUTIONS, tmp_path / "loop", tmp_path / "liar")]
-    grade.main([*folders, "--only", "3", "--limit", "6", "--words"])
+    grade.main([*folders, "--only", "3", "--limit", "10", "--words"])
     out = capsys.readouterr().out
     assert re.search(r"^bank: .*bank-tldr.npz \(25 reward models, .*sha256", out)
-    rows = "solutions +10 +10", "loop +3.3 +3.3", "liar +0 +0", "loop 3: not finished after 6 seconds"
+    rows = "solutions +10 +10", "loop +3.3 +3.3", "liar +0 +0", "loop 3: not finished after 10 seconds"
     assert not [row for row in rows if not re.search(f"^{row}$", out, re.M)], out
     (tmp_path / "empty").mkdir()
     grade.main([str(tmp_path / "empty"), "--words"])
@@ -147,7 +148,10 @@ def test_a_teachers_command(tmp_path, capsys):
     assert (
         "empty: 0 points, not handed in: 1 2 3 4 5 6 7 8" in out and out.count("empty 1: not handed in") == 1
     )
-    for wrong, why in ((["nobody"], "is not a folder"), ([str(tmp_path)], "holds students' folders")):
+    monkeypatch.setenv("BANK", "")  # so that it is as before after the test
+    no_bank = [str(SOLUTIONS), "--bank", "nowhere.npz"], "there is no bank"
+    not_folders = (["nobody"], "is not a folder"), ([str(tmp_path)], "holds students' folders")
+    for wrong, why in (*not_folders, no_bank):
         with pytest.raises(SystemExit):
             grade.main(wrong)
         assert why in capsys.readouterr().err

@@ -3,8 +3,8 @@
     python experiments/assignments/check.py 3               # the answer in stubs/3_rank.py
     python experiments/assignments/check.py 3 --of ada      # the answer in ada/3_rank.py
 
-An answer is read before it is run, and refused if it imports more than MODULES and WORLD, or uses what is
-FORBIDDEN.
+An answer is read before it is run, and refused if it imports more than a few modules, touches files or sets
+attributes of anything but self. The message says what is allowed.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def refusal(source):
         for name in imported:
             module, *rest = name.split(".")
             names += rest
-            if module not in MODULES and (module != "world" or not WORLD.issuperset(rest)):
+            if module not in MODULES and not (module == "world" and rest and WORLD.issuperset(rest)):
                 rule = f"{', '.join(sorted(MODULES))}, and from world {', '.join(sorted(WORLD))}"
                 return f"line {node.lineno} imports {name}. Answers may import {rule}"
         for name in names:

@@ -1,8 +1,8 @@
 """Grade handed-in assignments: a row of points for each student.
 
-    python experiments/assignments/grade.py handed-in/*              # a folder for each student
-    python experiments/assignments/grade.py handed-in/* --words      # and what the failed checks say
-    python experiments/assignments/grade.py handed-in/* --only 8 --bank runs/other/bank-tldr.npz
+    python experiments/assignments/grade.py handed-in/*/             # a folder for each student
+    python experiments/assignments/grade.py handed-in/*/ --words     # and what the failed checks say
+    python experiments/assignments/grade.py handed-in/*/ --only 8 --bank runs/other/bank-7-tldr.npz
 
 Only the functions of the stubs are taken from a folder; the checks are those beside this script, so run it
 from a clean copy of the repository. Each check that passes gives an equal share of the assignment's points.
@@ -92,7 +92,7 @@ def main(argv=None):
         if not folder.is_dir():
             parser.error(f"{folder} is not a folder")
         if not any(folder.glob("[0-9]_*.py")) and any(folder.glob("*/[0-9]_*.py")):
-            parser.error(f"{folder} holds students' folders: give {folder}/*")
+            parser.error(f"{folder} holds students' folders: give {folder}/*/")
     if args.bank:
         os.environ["BANK"] = str(args.bank.resolve())
     try:

@@ -28,7 +28,8 @@ def new_proxies(their):
     for name, function in TAKEN.items():
         theirs = np.stack([function(members).numpy() for members in ensembles])
         same = (theirs.argmax(-1) == mine.argmax(-1)).mean()
-        expect(same < 0.98, f"{same:.0%} of its picks are those of `{name}`, which is there already: not new")
+        where = "which ensemble.py or the README has"
+        expect(same < 0.98, f"{same:.0%} of its picks are those of `{name}`, {where}: not new")
     return mine, ensembles
 
 

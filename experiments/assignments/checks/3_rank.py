@@ -55,7 +55,7 @@ def check_64_samples(their):
     proxy = np.random.default_rng(1).permuted(np.tile(np.arange(64.0), (4, 1)), axis=1)
     for n, k in ((2, 1), (32, 5)):
         given, right = their.expected_kth_of_n(proxy, proxy, n, k), np.full(4, (n + 1 - k) * 65 / (n + 1) - 1)
-        hint = "has a number overflowed? math.comb is exact: divide only at the end"
+        hint = "if small numbers pass, has one overflowed? math.comb is exact: divide only at the end"
         expect_close(f"number {k} of {n} of the numbers 0 to 63", given, right, hint=hint)
     bank = load_bank()
     proxies = bank["rewards"].argsort(-1).argsort(-1)  # ranks: scores without ties

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-BANK = Path(os.environ.get("BANK") or Path(__file__).parents[2] / "results" / "bank-tldr.npz")
 MEASURED = {}  # what a check measured, shown after the verdicts: name -> text or number
 
 
@@ -52,17 +51,23 @@ def expect_close(name, given, right, slips=None, hint=""):
 # ----- the bank -----------------------------------------------------------------------------------
 
 
+def bank_path():
+    """The environment's BANK, which grade.py sets, or the bank that ships with the repository."""
+    path = Path(os.environ.get("BANK") or Path(__file__).parents[2] / "results" / "bank-tldr.npz")
+    expect(path.is_file(), f"there is no bank {path}: a run leaves bank-SEED-TASK.npz in its --out")
+    return path
+
+
 def load_bank():
     """The bank as a dict: rewards (M, posts, n), gold and responses (posts, n), posts (posts,), and so on."""
-    expect(BANK.is_file(), f"there is no bank {BANK}: set BANK to a run's bank-TASK.npz, or to nothing")
-    with np.load(BANK) as bank:
+    with np.load(bank_path()) as bank:
         return dict(bank)
 
 
 def describe_bank():
     models, posts, n = load_bank()["rewards"].shape
-    digest = hashlib.sha256(BANK.read_bytes()).hexdigest()[:8]
-    return f"bank: {BANK} ({models} reward models, {posts} posts, {n} responses each; sha256 {digest})"
+    digest = hashlib.sha256(bank_path().read_bytes()).hexdigest()[:8]
+    return f"bank: {bank_path()} ({models} reward models, {posts} posts, {n} responses each; sha256 {digest})"
 
 
 def shuffled_bank():
