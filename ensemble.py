@@ -27,7 +27,7 @@ AGGREGATORS = {
 def aggregate(aggregator, rewards):
     """(M, ...) -> (...), by name or any function; one member: itself. "min", [[1, 5], [3, 2]] -> [1, 2]."""
     function = aggregator if callable(aggregator) else AGGREGATORS[aggregator]
-    return rewards[0] if len(rewards) == 1 else function(rewards)  # the unbiased std of one would be NaN
+    return rewards[0] if len(rewards) == 1 else function(rewards)  # yours may be NaN for one: unbiased std
 
 
 class Ensemble:
@@ -51,7 +51,7 @@ class Ensemble:
     @torch.no_grad()
     def scores(self, prompts, responses):
         """Every member's reward of n responses to each prompt: (B, P), (B * n, R) -> (M, B * n).
-        Launches limit a GPU: all members at once. Memory limits a CPU: one at a time, in small chunks."""
+        Kernel launches limit a GPU: all members at once. Memory limits a CPU: one at a time, small chunks."""
         if len(responses) % len(prompts):
             raise ValueError(f"responses: {len(responses)} rows, no multiple of the {len(prompts)} prompts")
         check_responses(responses, self.skeleton.config.pad)
@@ -73,7 +73,7 @@ def member_scores(rm, prompts, responses, chunk_size=64):
     for rows in by_length.split(chunk_size):
         chunk = trim(responses[rows], pad)
         hidden = rm.trunk.last_hidden_state(chunk, last_token(chunk, pad), cache.select(rows // n))
-        rewards[rows] = rm.reward(hidden)
+        rewards[rows] = rm.score(hidden)
     return rewards
 
 

@@ -39,30 +39,32 @@ class TrainConfig:  # how to train a model; the defaults are those of a pretrain
     steps: int = 1200  # updates
     batch_size: int = 32  # rows of data per update
     lr: float = 3e-3  # peak learning rate
-    warmup: float = 0.05  # share of the steps in which lr rises linearly; then it follows a cosine to 0
+    warmup: float = 0.05  # share of the steps in which lr rises linearly, under a cosine that falls to 0
     weight_decay: float = 0.01
-    clip: float = 1.0  # largest norm of the gradient
+    grad_clip: float = 1.0  # largest norm of the gradient
 
     def __post_init__(self):
-        for name in ("steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if min(self.steps, self.batch_size) < 1:
+            raise ValueError(f"steps and batch_size must be >= 1, got {self.steps} and {self.batch_size}")
 
 
 @dataclass
 class KVCache:
-    """Keys and values of the tokens read so far, so that none is read twice. Gradients flow through it."""
+    """Keys and values of the tokens read so far, so that none is read twice. subtle: append writes in place.
+    To train through a cache, append once to a `select`ed copy, as train_rm does, or backward() fails."""
 
     keys: list  # a tensor per layer, (B, heads, room, head_dim), allocated once: appending copies one token
     values: list  # likewise
-    length: int = 0  # tokens read, those of the running forward pass included
+    length: int = 0  # tokens read so far
 
     def append(self, layer, k, v):
         """Store one layer's T new keys and values, (B, heads, T, head_dim), and return all of them so far."""
-        start = self.length - k.shape[2]  # Transformer.embed has counted the new tokens already
-        self.keys[layer][:, :, start : self.length] = k
-        self.values[layer][:, :, start : self.length] = v
-        return self.keys[layer][:, :, : self.length], self.values[layer][:, :, : self.length]
+        start, end = self.length, self.length + k.shape[2]
+        self.keys[layer][:, :, start:end] = k
+        self.values[layer][:, :, start:end] = v
+        if layer == len(self.keys) - 1:
+            self.length = end  # now that every layer has them
+        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
 
     def select(self, rows):
         """A copy with the given rows (index tensor, repeats allowed): [1, 1, 0] of rows a, b -> b, b, a."""
@@ -104,9 +106,11 @@ class Block(nn.Module):
         down = nn.Linear(4 * config.width, config.width, bias=False)
         self.mlp = nn.Sequential(OrderedDict(up=up, relu=nn.ReLU(inplace=True), down=down))
 
-    def forward(self, x, cache=None):
-        """A pre-norm transformer block: (B, T, D) -> (B, T, D)."""
+    def forward(self, x, cache=None, last=None):
+        """A pre-norm transformer block: (B, T, D) -> (B, T, D); `last`: see Transformer.last_hidden_state."""
         x = x + self.attention(self.norm(x), cache)
+        if last is not None:
+            x = x[torch.arange(len(x), device=x.device), last]
         return x + self.mlp(self.norm(x))
 
 
@@ -125,8 +129,6 @@ class Transformer(nn.Module):
         end = start + tokens.shape[1]
         if end > self.config.context:
             raise ValueError(f"tokens: {end} positions do not fit a context of {self.config.context}")
-        if cache is not None:
-            cache.length = end  # every layer is about to append these tokens
         positions = torch.arange(start, end, device=tokens.device)
         return self.token_embedding(tokens) + self.position_embedding(positions)
 
@@ -138,15 +140,13 @@ class Transformer(nn.Module):
         return self.norm(x)
 
     def last_hidden_state(self, tokens, last, cache=None):
-        """One hidden state a row, at the index `last` (B,) or at -1: tokens (B, T) -> (B, D), as forward's.
+        """forward's hidden state of one token a row, tokens[b, last[b]]: (B, T), (B,) or -1 -> (B, D).
         Only attention mixes tokens: the last block's MLP skips all others, so scoring takes 0.8 the time."""
         *blocks, last_block = self.blocks
         x = self.embed(tokens, cache)
         for block in blocks:
             x = block(x, cache)
-        x = x + last_block.attention(last_block.norm(x), cache)
-        x = x[torch.arange(len(x), device=x.device), last]
-        return self.norm(x + last_block.mlp(last_block.norm(x)))
+        return self.norm(last_block(x, cache, last))
 
     def prefill(self, prompts):
         """Read prompts (B, P) -> their last tokens' hidden states (B, D), and a KVCache with room left."""
@@ -214,11 +214,12 @@ def sample_token(logits, generator):
 def sample(model, prompts, max_new_tokens, generator, n=1, temperature=1.0):
     """Draw n responses to each prompt: (B, P) -> (B * n, max_new_tokens); row i answers prompt i // n.
     Each ends with its first EOS, then PAD. The generator must be on the device of the prompts."""
-    for name, value in (("n", n), ("max_new_tokens", max_new_tokens)):
-        if value < 1:
-            raise ValueError(f"{name} must be >= 1, got {value}")
+    if min(n, max_new_tokens) < 1:
+        raise ValueError(f"n and max_new_tokens must be >= 1, got {n} and {max_new_tokens}")
     if temperature <= 0:
         raise ValueError(f"temperature must be > 0, got {temperature}")
+    if prompts.shape[1] + max_new_tokens > model.config.context:
+        raise ValueError(f"max_new_tokens: {max_new_tokens} after the prompt exceed the context")
     # Prefill: read every prompt once, then copy its cache and last logits to the n rows that continue it.
     rows = torch.arange(len(prompts) * n, device=prompts.device)  # batch row -> row of `responses` it writes
     hidden, cache = model.trunk.prefill(prompts)
@@ -264,7 +265,7 @@ def train(model, loss_fn, data, config, seed, desc):
         loss = loss_fn(*(tensor[rows.to(tensor.device)] for tensor in data))
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+        nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
         optimizer.step()
         schedule.step()
         losses.append(loss.detach())

@@ -46,8 +46,7 @@ class PPOConfig:  # settings of a PPO run
 
 
 def kl_k3(log_ratio):
-    """From log_ratio = log p - log q of samples of p, an estimate of KL(p || q) that is never negative and
-    varies less than log_ratio itself, k1 (Schulman, 2020). [0, 1, -1] -> [0, 0.368, 0.718]."""
+    """Schulman's k3 (2020) of log p - log q: a KL estimate, never negative. [0, 1, -1] -> [0, .368, .718]."""
     return torch.exp(-log_ratio) - 1 + log_ratio
 
 

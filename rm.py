@@ -34,24 +34,23 @@ class RewardModel(nn.Module):
 
     def forward(self, prompts, responses):
         hidden_states = self.trunk(torch.cat([prompts, responses], dim=1))[:, prompts.shape[1] :]
-        return self.score(hidden_states, responses)
+        return self.score(at_last_token(hidden_states, responses, self.config.pad))
 
-    def score(self, hidden_states, responses):
-        """The reward, read off the response's last token: hidden states (B, R, D), (B, R) -> (B,)."""
-        last = last_token(responses, self.config.pad)
-        return self.reward(hidden_states[torch.arange(len(last), device=last.device), last])
-
-    def reward(self, hidden):
-        """The normalised reward of a text from its last hidden state: (B, D) -> (B,)."""
+    def score(self, hidden):
+        """The reward of a response from the hidden state of its last token: (B, D) -> (B,)."""
         return (self.head(hidden)[:, 0] - self.mean) / self.std
 
 
 def last_token(responses, pad):
     """Index of the last token of each row, (B, R) -> (B,). [[7, 5, 9], [7, 9, 9]], 9 -> [1, 0]."""
     # subtle: the last *real* token. A pad's hidden state has seen the whole text too, so reading position -1
-    # would run and score something never trained. (As would a row with no token: check_responses.)
-    attention_mask = responses != pad
-    return attention_mask.sum(1) - 1
+    # would run and score something never trained. (A row with no token gives -1: see check_responses.)
+    return (responses != pad).sum(1) - 1
+
+
+def at_last_token(hidden_states, responses, pad):
+    """The hidden state of each response's last token: (B, R, D), (B, R) -> (B, D)."""
+    return hidden_states[torch.arange(len(responses), device=responses.device), last_token(responses, pad)]
 
 
 def bradley_terry_loss(chosen_rewards, rejected_rewards, eta=0.01):
@@ -70,10 +69,10 @@ def pointwise_loss(rewards, labels):
 
 def check_responses(responses, pad):
     """ValueError if a row has no token, or PAD before its end: it would have no last token to score."""
-    attention_mask = responses != pad
-    if not attention_mask[:, 0].all():
+    mask = responses != pad
+    if not mask[:, 0].all():
         raise ValueError("responses: a row has no token")
-    if (attention_mask[:, 1:] > attention_mask[:, :-1]).any():
+    if (mask[:, 1:] > mask[:, :-1]).any():
         raise ValueError("responses: a row has PAD before its end")
 
 
@@ -90,7 +89,8 @@ def train_rm(rm, prompts, chosen, rejected, config, seed, eta=0.01, desc="reward
         responses = trim(torch.cat([chosen, rejected]), rm.config.pad)
         _, cache = rm.trunk.prefill(prompts)
         rows = torch.arange(len(prompts), device=prompts.device).repeat(2)
-        rewards = rm.score(rm.trunk(responses, cache.select(rows)), responses)
+        hidden_states = rm.trunk(responses, cache.select(rows))
+        rewards = rm.score(at_last_token(hidden_states, responses, rm.config.pad))
         return bradley_terry_loss(*rewards.split(len(prompts)), eta)
 
     return train(rm, loss_fn, [prompts, chosen, rejected], config, seed, desc)
@@ -115,10 +115,10 @@ def accuracy(chosen_rewards, rejected_rewards):
 def normalise(rm, prompts, responses):
     """Set mean and std so that the rewards of these samples, (B, P), (B, R), have mean 0 and std 1.
     Use samples of the *frozen SFT policy*: Bradley-Terry fixes no scale or origin, and without common ones
-    min and mean_minus_std would compare members in different units. ValueError if all rewards are equal."""
+    every aggregator would mix different units. ValueError if all rewards are equal, up to rounding."""
     rewards = rm(prompts, responses) * rm.std + rm.mean  # as if never normalised
     std, mean = torch.std_mean(rewards, correction=0)
-    if not std > 0:
+    if not std > 1e-6 * mean.abs():  # equal, or NaN
         raise ValueError("responses: their rewards do not vary, so they cannot be scaled to std 1")
     rm.mean.fill_(mean)
     rm.std.fill_(std)

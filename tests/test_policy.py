@@ -161,12 +161,13 @@ def test_every_epoch_sees_every_row():
 @pytest.mark.parametrize(
     "message, call",
     [
-        ("n must be >= 1, got 0", lambda m, x: sample(m, x, 4, rng(), n=0)),
-        ("max_new_tokens must be >= 1, got 0", lambda m, x: sample(m, x, 0, rng())),
+        ("n and max_new_tokens must be >= 1, got 0 and 4", lambda m, x: sample(m, x, 4, rng(), n=0)),
+        ("n and max_new_tokens must be >= 1, got 1 and 0", lambda m, x: sample(m, x, 0, rng())),
+        ("max_new_tokens: 13 after the prompt", lambda m, x: sample(m, x, 13, rng())),
         ("temperature must be > 0, got 0", lambda m, x: sample(m, x, 4, rng(), temperature=0)),
         ("context of 16", lambda m, x: m(torch.zeros(1, 17, dtype=torch.long))),
         ("width must be a multiple of heads", lambda m, x: Config(vocab_size=10, width=16, heads=3)),
-        ("batch_size must be >= 1, got 0", lambda m, x: TrainConfig(batch_size=0)),
+        ("steps and batch_size must be >= 1, got 1200 and 0", lambda m, x: TrainConfig(batch_size=0)),
         ("rows", lambda m, x: minibatches(0, 8, 1, rng())),
         ("prompt_length must be in 1 to 3", lambda m, x: train_lm(m, x, TrainConfig(), 0, prompt_length=4)),
     ],

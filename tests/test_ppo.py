@@ -205,7 +205,7 @@ CALLS = {
     "logits": lambda on: on.model(on.responses),
     "cache": lambda on: on.model(on.responses, on.model.trunk.prefill(on.prompts)[1].select(on.rows)),
     "sample_token": lambda on: policy.sample_token(on.x, None),
-    "score": lambda on: on.rms[0].reward(on.model.trunk.last_hidden_state(on.responses, on.last)),
+    "score": lambda on: on.rms[0].score(on.model.trunk.last_hidden_state(on.responses, on.last)),
     "log_probs": lambda on: log_probs(on.model, on.prompts, on.responses, 0.7),
     "lm_loss": lambda on: policy.lm_loss(on.model, on.prompts, on.responses),
     "reward model": lambda on: on.rms[0](on.prompts, on.responses),
