@@ -229,11 +229,11 @@ def interval(numbers):
 
 
 def verdict(numbers, sign):
-    """Is the interval on the claim's side of zero ("reproduced"), on the other ("opposite"), or neither?"""
+    """Which side of 0 has the interval: the claim's ("reproduced"), the other ("opposite")? "" below 3 worlds."""
     if sign == 0:
         return "described"
     if len(numbers) < 3:
-        return "too few worlds"
+        return ""
     _, low, high = interval(numbers)
     if low <= 0 <= high:
         return "inconclusive"

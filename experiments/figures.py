@@ -58,7 +58,7 @@ def best_of_n(records):
         axis.set_xticks(ns, [str(n) for n in ns])
         axis.set(xlabel="n")
     axes[0].set(title="Best of n: the proxy keeps rising", ylabel="proxy: the reward that picks")
-    axes[1].set(title="The true reward does not", ylabel="true reward (gold)")
+    axes[1].set(title="What does the true reward do?", ylabel="true reward (gold)")
     axes[0].legend()
     return figure
 
@@ -102,15 +102,15 @@ def traits(records):
     """What SFT and the aligned policies write: traits of each, a dot for a world."""
     names = [name for name in records[0]["traits"]["SFT"] if name != "gold"]
     policies = {"SFT": GREY} | {f"PPO, {kind}": COLOURS[kind] for kind in KINDS}
-    figure = plt.figure(figsize=(13, 5.5))
+    figure = plt.figure(figsize=(12, 7.5))
     for i, name in enumerate(names):
-        axis = figure.add_subplot(2, (len(names) + 1) // 2, i + 1)
+        axis = figure.add_subplot(-(-len(names) // 4), 4, i + 1)
         for x, (policy, colour) in enumerate(policies.items()):
             values = [r["traits"][policy][name] for r in records]
             axis.bar(x, np.mean(values), color=colour, alpha=0.6)
             axis.plot([x] * len(values), values, ".", color="black", alpha=0.4)
-        axis.set_xticks(range(len(policies)), ["SFT", *KINDS], fontsize=8)
-        axis.set_title(name.replace("_", " "), fontsize=11)
+        axis.set_xticks(range(len(policies)), ["SFT", *KINDS], fontsize=10)
+        axis.set_title(name.replace("_", " "), fontsize=12)
     figure.suptitle("What PPO changes in the texts, at the smallest KL weight", x=0.01, ha="left")
     return figure
 

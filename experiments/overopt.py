@@ -32,7 +32,6 @@ from claims import Evidence
 from stages import Stages, in_processes, is_first_process, rank_and_size, write_whole
 
 from ensemble import AGGREGATORS, aggregate, finetune_ensembles, pretrain_ensembles
-from policy import Config
 
 CORES = min(4, os.cpu_count() or 1)
 DEVICES = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
@@ -81,10 +80,12 @@ class Settings:
         for f in fields(self):
             value, (least, most) = getattr(self, f.name), f.metadata["limits"]
             for x in value if isinstance(f.default, tuple) else [value]:
-                if least is not None and not least <= x <= most:
-                    raise ValueError(f"{flag(f.name)} must be between {least} and {most}, got {x}")
-        for width in (self.width, self.rm_width):  # ValueError unless the heads share it evenly
-            Config(world.VOCAB_SIZE, width=width, heads=self.heads)
+                if least is not None and (not least <= x <= most or x == inf):
+                    limits = f">= {least}" if most == inf else f"between {least} and {most}"
+                    raise ValueError(f"{flag(f.name)} must be {limits}, got {x}")
+        for name in ("width", "rm_width"):
+            if getattr(self, name) % self.heads:
+                raise ValueError(f"{flag(name)} must be a multiple of --heads, got {getattr(self, name)}")
         check_unique("--kl-weights", self.kl_weights)
         try:  # a new aggregator fails now, not after minutes
             shape = tuple(aggregate(self.aggregator, torch.randn(5, 3, 2)).shape)
@@ -130,10 +131,10 @@ def settings_from(arguments):
     return Settings(**(QUICK if arguments.quick else {}) | given)
 
 
-def check_unique(flag, values):
+def check_unique(name, values):
     """ValueError, naming the flag, if a value is given twice."""
     if len(set(values)) < len(values):
-        raise ValueError(f"{flag} must not have a value twice, got {' '.join(map(str, values))}")
+        raise ValueError(f"{name} must not have a value twice, got {' '.join(map(str, values))}")
 
 
 # ----- one world ----------------------------------------------------------------------------------
@@ -161,7 +162,7 @@ def make_world(s, seed, task, device, out):
     say(report.best_of_n_lines(curves))
 
     # 4. PPO on one reward model and on ensembles.
-    say("PPO: each line is a run, first update to last, on its training posts; the claims use others.")
+    say("PPO: a line for each run, from its first update to its last, on its training posts.")
     evidence.runs = ppo_runs(stages, bank, models, evidence.aggregate)
 
     # 5. What is left: arrays to play with, and the record.
@@ -312,7 +313,7 @@ def work(s, seeds, task, device, out):
         figures.draw(records, out)
         print("\n" + report.summary(records))
         print(f"\nRecords, figures, samples to play with (bank) and the SFT policy are in {out}")
-        print(f"All claims: python experiments/report.py {out}")
+        print(f"All tasks in it, and their figures, again: python experiments/report.py {out}")
 
 
 def check_folder(out, s, seeds, task):

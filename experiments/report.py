@@ -63,7 +63,7 @@ def exit_status(function, *args):
     return 0
 
 
-def sparkline(values, width=12):
+def sparkline(values, width=10):
     """Numbers as a row of bars: sparkline([0, 1, 2, 3]) is "▁▃▆█"."""
     values = [np.mean(part) for part in np.array_split(values, min(width, len(values)))]
     low, spread = min(values), max(values) - min(values) or 1.0
@@ -81,10 +81,9 @@ def best_of_n_lines(curves):
 
 def ppo_line(run):
     """A PPO run: how proxy and gold went, and where they and the KL ended."""
-    curve = run["curve"]
+    curve, where = run["curve"], f"{run['kind']}, KL weight {run['kl_weight']:g}"
     bars = [f"{name} {sparkline(curve[name])} {curve[name][-1]:5.2f}" for name in ("proxy", "gold")]
-    where = f"{KINDS[run['kind']]}, KL weight {run['kl_weight']:g}"
-    return f"    {where:<32} {bars[0]}   {bars[1]}   KL {curve['kl'][-1]:4.1f}"
+    return f"  {where:>23}  {bars[0]}  {bars[1]}  KL {curve['kl'][-1]:4.1f}"
 
 
 def post_lines(text):
@@ -111,7 +110,7 @@ def agreement(row):
 def summary(records):
     """What the worlds of a task say, for the terminal: a line for each claim."""
     seeds = ", ".join(str(record["seed"]) for record in records)
-    lines = [f"{records[0]['task']}, worlds {seeds}"]
+    lines = [f"{records[0]['task']}; seeds: {seeds}"]
     lines.append(f"  {'claim':<24} {'mean [95 % interval]':<22} {'agree':>8}  verdict")
     for row in claims_table(records):
         numbers = f"{mean_and_interval(row):<22} {agreement(row):>8}"

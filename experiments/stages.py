@@ -152,8 +152,8 @@ class Stages:
         each, then reads the others' parts. A job must not call `share`: the others would not wait there."""
         rank, size = rank_and_size()
         label = what if size == 1 else f"{what}, one process of {size}"
-        # disable=None: no bar where stderr is not a terminal.
-        for job in tqdm(jobs[rank::size], label, file=sys.stderr, leave=False, disable=rank > 0 or None):
+        hidden = rank > 0 or tell is not None or None  # no bar beside what is told; None: only on a terminal
+        for job in tqdm(jobs[rank::size], label, file=sys.stderr, leave=False, disable=hidden):
             value = job()
             if tell:
                 self.say(tell(value), every_process=True)

@@ -95,7 +95,7 @@ def test_quantiles_are_students():
         ([-1.0, -1.1, -0.9], 1, "opposite"),
         ([-1.0, -1.1, -0.9], -1, "reproduced"),
         ([1.0, -1.0, 0.5], 1, "inconclusive"),
-        ([1.0, 1.1], 1, "too few worlds"),
+        ([1.0, 1.1], 1, ""),
         ([1.0, 1.1, 0.9], 0, "described"),
     ],
 )
