@@ -73,7 +73,7 @@ def rank_correlation(scores):
 
 
 def judged(scores, picks):
-    """Mean reward by each model of what each has picked: (M, posts, n), (M, posts) -> (picker, judge)."""
+    """Mean reward by each model of what each has picked: (M, posts, n), (M, posts) -> (picker, model)."""
     return np.take_along_axis(scores[None], picks[:, None, :, None], axis=-1)[..., 0].mean(-1)
 
 
@@ -178,7 +178,7 @@ def overopt_rl(evidence):
 
 
 def difference(name, policy, other):
-    """The measure of a claim: mean of gold or a trait over a policy's texts, minus over another's."""
+    """The measure of a claim: a mean of one policy's texts minus another's; policies as for Evidence.mean."""
     return lambda evidence: evidence.mean(name, *policy) - evidence.mean(name, *other)
 
 
@@ -193,7 +193,7 @@ for prefix, method, words in (
 for trait, words, signs in (
     ("list", "Share of lists", {"tldr": 1, "helpful": 1}),  # none planted in what nli's raters see
     ("numbers", "Share of responses with a number", {"tldr": 1, "helpful": 1, "nli": -1}),
-    ("length", "Words in a response", {"tldr": 1, "helpful": 1, "nli": -1}),
+    ("length", "Tokens in a response", {"tldr": 1, "helpful": 1, "nli": -1}),
     ("wrong_facts", "Wrong facts in a response", EVERY_TASK),
 ):
     herding = difference(trait, ("PPO", "pretrain"), ("SFT",))
@@ -214,7 +214,7 @@ def measure(evidence, task):
     return {id: number if np.isfinite(number) else None for id, number in numbers.items()}
 
 
-# 97.5 % quantiles of Student's t with 1, 2, 3 ... degrees of freedom.
+# 97.5 % quantiles of Student's t with 1, 2, 3 ... degrees of freedom; the last serves for more.
 T_975 = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145]
 T_975 += [2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048]
 
@@ -229,7 +229,7 @@ def interval(numbers):
 
 
 def verdict(numbers, sign):
-    """Which side of 0 has the interval: the claim's ("reproduced"), the other ("opposite")? "" below 3 worlds."""
+    """Is the interval on the claim's side of 0 ("reproduced"), on the other ("opposite")? "": < 3 worlds."""
     if sign == 0:
         return "described"
     if len(numbers) < 3:

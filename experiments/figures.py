@@ -1,4 +1,4 @@
-"""The figures of a task, averaged over its worlds: report.py draws them from the records of a folder.
+"""The figures of a task, averaged over its worlds: overopt.py and report.py draw them from records.
 
 Lines are means over worlds, bands their 95 % t-intervals (from three worlds on), dots single worlds.
 """
@@ -118,7 +118,7 @@ def traits(records):
 def draw(records, folder):
     """Write the figures of a task's records into the folder, as frontier-tldr.png and so on."""
     functions = [frontier, best_of_n, training, traits]
-    if len(records) >= 3:  # below, claims have no intervals
+    if len(records) >= 3:  # with fewer, claims have no verdicts
         functions.append(claims)
     for function in functions:
         figure = function(records)

@@ -1,4 +1,4 @@
-"""Reward hacking, end to end: watch it happen, get better with an ensemble, and not go away.
+"""Reward hacking, end to end: watch it happen, shrink with an ensemble, and not go away.
 
     python experiments/overopt.py                       # one world, everything: minutes, on a laptop's CPU
     python experiments/overopt.py --quick               # the same, small: a first look
@@ -155,8 +155,8 @@ def make_world(s, seed, task, device, out):
     say(f"{P * F} reward models learn from the raters: {P} pretrainings x {F} finetunings.")
     models, accuracies = stages.reward_models([(p, f) for p in range(P) for f in range(F)])
     accuracy = {"mean": np.mean(accuracies), "std": np.std(accuracies), "ceiling": stages.ceiling()}
-    found = "They order {mean:.1%} (std {std:.1%}) of unseen pairs as raters do; gold orders {ceiling:.1%}."
-    say(found.format(**accuracy))
+    line = "Reward models order {mean:.1%} (std {std:.1%}) of unseen pairs as raters do, gold {ceiling:.1%}."
+    say(line.format(**accuracy))
     evidence = evidence_of_samples(stages, bank, models, accuracies)
     curves = claims.best_of_n_curves(evidence)
     say(report.best_of_n_lines(curves))
@@ -177,7 +177,7 @@ def make_world(s, seed, task, device, out):
         "traits": claims.trait_table(evidence),
         "ppo": [run["summary"] for run in evidence.runs],
         "texts": [texts_of(evidence, bank, post) for post in range(min(3, s.prompts))],
-    })  # fmt: skip
+    }) | {"settings": asdict(s)}  # not rounded  # fmt: skip
     say(report.post_lines(record["texts"][0]))
     return record
 
@@ -191,7 +191,7 @@ def evidence_of_samples(stages, bank, models, accuracies):
     control = None
     if stages.task != "nli":  # its raters see careless writers alone, so that a list tells them nothing
         stages.say("Control arm: reward models of raters who see as many lists by either writer.")
-        control_models, _ = stages.reward_models([(p, p % F) for p in range(P)], list_gap=0.0)
+        control_models, _ = stages.reward_models([(p, p % F) for p in range(P)], "control")
         control = to_numpy(stages.score_bank(control_models, bank, "control"))
     accuracy = np.reshape(accuracies, (P, F))
     return Evidence(accuracy, scores, control, gold, traits, partial(aggregate_arrays, s.aggregator), runs=[])
@@ -218,7 +218,7 @@ def ppo_cases(s):
     grid = np.arange(P * F).reshape(P, F).tolist()
     cases = []
     for kl_weight in sorted(s.kl_weights):
-        runs = s.ppo_runs if kl_weight == min(s.kl_weights) else -(-s.ppo_runs // 2)
+        runs = s.ppo_runs if kl_weight == min(s.kl_weights) else (s.ppo_runs + 1) // 2
         for run in range(runs):
             finetune = finetune_ensembles(grid)[run % P]
             pretrain = pretrain_ensembles(grid)[run % F]
@@ -294,7 +294,7 @@ def write_arrays(stages, evidence, bank, out):
 
 
 def rounded(x):
-    """x as JSON has it: plain lists and numbers, floats of five digits, so that a file is short."""
+    """x as JSON has it: plain lists and numbers, floats of five decimals, so that a file is short."""
     text = json.dumps(x, default=lambda number: number.item())
     return json.loads(text, parse_float=lambda digits: round(float(digits), 5))
 
@@ -313,13 +313,13 @@ def work(s, seeds, task, device, out):
         figures.draw(records, out)
         print("\n" + report.summary(records))
         print(f"\nRecords, figures, samples to play with (bank) and the SFT policy are in {out}")
-        print(f"All tasks in it, and their figures, again: python experiments/report.py {out}")
+        print(f"The claims of every task there: python experiments/report.py {out}")
 
 
 def check_folder(out, s, seeds, task):
     """Make the folder. ValueError if it would keep worlds of other settings."""
     out.mkdir(parents=True, exist_ok=True)
-    wanted = rounded(asdict(s))
+    wanted = json.loads(json.dumps(asdict(s)))  # as a record has them: a tuple is a list
     for record in report.load_records(out).get(task, []):
         other = [flag(name) for name in wanted if record["settings"].get(name) != wanted[name]]
         if other and record["seed"] not in seeds:

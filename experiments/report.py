@@ -1,4 +1,4 @@
-"""Text about a run: its lines of progress, its summary, and the tables of all worlds in a folder.
+"""Text about a run: lines of progress, and a summary of the claims. Also records, and command lines.
 
     python experiments/report.py runs/overopt     # every claim of every task, over the worlds there
 
@@ -46,8 +46,8 @@ def load_records(folder):
 
 def parser_of(docstring, **options):
     """A parser that shows a script's docstring as its help. A mistake is one line, without the usage."""
-    raw, none = argparse.RawDescriptionHelpFormatter, argparse.SUPPRESS
-    return argparse.ArgumentParser(description=docstring, formatter_class=raw, usage=none, **options)
+    raw, no_usage = argparse.RawDescriptionHelpFormatter, argparse.SUPPRESS
+    return argparse.ArgumentParser(description=docstring, formatter_class=raw, usage=no_usage, **options)
 
 
 def exit_status(function, *args):
@@ -83,7 +83,7 @@ def ppo_line(run):
     """A PPO run: how proxy and gold went, and where they and the KL ended."""
     curve, where = run["curve"], f"{run['kind']}, KL weight {run['kl_weight']:g}"
     bars = [f"{name} {sparkline(curve[name])} {curve[name][-1]:5.2f}" for name in ("proxy", "gold")]
-    return f"  {where:>23}  {bars[0]}  {bars[1]}  KL {curve['kl'][-1]:4.1f}"
+    return f"  {where:>24}  {bars[0]}  {bars[1]}  KL {curve['kl'][-1]:4.1f}"
 
 
 def post_lines(text):
@@ -96,7 +96,7 @@ def post_lines(text):
 
 
 def mean_and_interval(row):
-    """A claim's: "+0.15 [+0.06, +0.24]", or the mean alone of one world."""
+    """A claim's row as text: "+0.15 [+0.06, +0.24]", or the mean alone of one world."""
     if not np.isfinite(row["low"]):
         return f"{row['mean']:+.2f}"
     return f"{row['mean']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
@@ -128,7 +128,7 @@ def main():
     folder = parser.parse_args().folder
     records = load_records(folder)
     if not records:
-        raise ValueError(f"{folder} is no folder with world-*.json files, as overopt.py --out has")
+        raise ValueError(f"{folder} has no world-*.json files: give the --out of a run of overopt.py")
     for found in records.values():
         print(summary(found) + "\n")
         figures.draw(found, folder)

@@ -93,7 +93,7 @@ def in_processes(count, work, *args):
             except mp.ProcessExitedException as error:
                 if error.exit_code == 2:
                     sys.exit(2)  # it has said why
-                raise ValueError(str(error)) from None  # it was killed, perhaps because memory ran out
+                raise ValueError(f"{error}: did memory run out?") from None
 
 
 def in_group(rank, meeting_point, count, work, args):
@@ -240,7 +240,7 @@ class Stages:
         return [tensor.to(self.device) for tensor in data]
 
     def accuracy(self, reward, data):
-        """Share of pairs that `reward` orders as the rater does; nli: any labelled 1, any labelled 0."""
+        """Share of pairs that `reward` orders as the rater does; nli: all pairs of a 1 and a 0, the AUC."""
         if self.task == "nli":
             prompts, responses, labels = data
             rewards = reward(prompts, responses)
@@ -269,10 +269,9 @@ class Stages:
         with torch.no_grad():
             return {"state": model.state_dict(), "accuracy": self.accuracy(model, validation)}
 
-    def reward_models(self, members, list_gap=None):
-        """The reward models (p, f) in `members`, and their accuracies. list_gap: the control arm's own."""
-        arm = "rm" if list_gap is None else "control"
-        gap = self.settings.list_gap if list_gap is None else list_gap
+    def reward_models(self, members, arm="rm"):
+        """The reward models (p, f) in `members`, and their accuracies. arm="control": lists tell nothing."""
+        gap = self.settings.list_gap if arm == "rm" else 0.0
         training = self.judgements(self.settings.pairs, "training", gap)
         validation = self.judgements(VALIDATION_PAIRS, "validation", gap)
 
@@ -289,7 +288,7 @@ class Stages:
         return models, [value["accuracy"] for value in found]
 
     def score_bank(self, models, bank, arm="rm"):
-        """The reward models' rewards of the bank's responses: (M, posts, n)."""
+        """Rewards of the bank's responses by all models of an arm, kept by position: (M, posts, n)."""
 
         def job(m):
             compute = partial(Ensemble([models[m]]).scores, bank["posts"], bank["responses"])
@@ -323,4 +322,5 @@ class Stages:
             value |= {"kl": log_ratio.sum(1).mean().item(), "responses": responses}
             return value | {"scores": Ensemble(models).scores(posts, responses)}
 
-        return self.stage(f"ppo-{self.task}-{kind}-{kl_weight}-{run}", "ppo", PPO_FILES, compute)
+        name = "-".join(map(str, ["ppo", self.task, kind, kl_weight, run, *members]))
+        return self.stage(name, "ppo", PPO_FILES, compute)

@@ -11,7 +11,7 @@ Three raters, the paper's tasks, each have a gold reward: `judge` at their PRICE
 - helpful: leave no detail out, small talk hardly matters. Compares two, likewise;
 - nli: nothing may be false. Checks one response of a careless writer: is a fact wrong? (Pointwise.)
 
-Two things are planted, in the data alone; no model and no aggregator ever looks at them:
+Two things are planted, in the data alone; no model, loss or aggregator has a line about them:
 - raters see only a share of the habits, `coverage`: no reward model is told what the others are worth;
 - careful writers use lists more often, so a list goes with a better summary although nobody rewards one (a
   spurious correlation). `list_gap=0` takes it away: the control arm.
@@ -95,7 +95,7 @@ class Habit:  # what writers do besides stating facts, and what it is worth to e
     priced: Callable = None  # priced(seen) -> how often the price is due; None: as often as `count` says
 
 
-HABITS = [  # in the order of writing; `coverage` dials them in the same order, save the list: raters see it
+HABITS = [  # in the order of writing, and of `coverage`, which leaves out the list: raters always see it
     Habit("list", rates=(LIST_RATE, LIST_RATE), prices={"tldr": 0, "helpful": 0, "nli": 0},
           write=lambda draft, words, rng: draft.style.add("list"),
           count=lambda seen: seen["words"][:1] == ["-"] or seen["words"].count("-") > 1),
@@ -115,17 +115,17 @@ HABITS = [  # in the order of writing; `coverage` dials them in the same order, 
 ]  # fmt: skip
 
 
-def require(fact, message):
-    if not fact:
+def require(condition, message):
+    if not condition:
         raise ValueError(message)
 
 
 def check_habit(habit):
     """ValueError, naming the habit, on an entry that is incomplete or clashes with what exists."""
     where, rates = f"habit {habit.name!r}:", habit.rates
-    require(habit.name not in [*TRAITS, *PRICES["tldr"], *FOLLOWS], f"{where} the name is taken")
-    probabilities = isinstance(rates, tuple) and all(0 <= rate <= 1 for rate in rates)
-    require(probabilities and len(rates) == 2, f"{where} rates must be two probabilities, got {rates}")
+    require(habit.name not in ["gold", *TRAITS, *PRICES["tldr"], *FOLLOWS], f"{where} the name is taken")
+    pair = isinstance(rates, tuple | list) and len(rates) == 2 and all(0 <= rate <= 1 for rate in rates)
+    require(pair, f"{where} rates must be two probabilities, got {rates}")
     require(set(habit.prices) == set(TASKS), f"{where} prices must be for {TASKS}, got {habit.prices}")
     require(habit.words or habit.count, f"{where} needs words of its own, or a count")
     for word in habit.words.split():
@@ -170,8 +170,8 @@ class Writer:  # how often a writer does what, as probabilities
 def writers(list_gap, coverage=1.0):
     """(careless, careful), half of the responses each. list_gap: careful list rate minus careless list rate.
     coverage: the share of the other habits, in table order; 0.6 of four is two, and the third at 0.4."""
-    require(0 <= list_gap <= 2 * LIST_RATE, f"list_gap: {list_gap} is not between 0 and {2 * LIST_RATE}")
-    require(0 <= coverage <= 1, f"coverage: {coverage} is not between 0 and 1")
+    require(0 <= list_gap <= 2 * LIST_RATE, f"list_gap must be between 0 and {2 * LIST_RATE}, got {list_gap}")
+    require(0 <= coverage <= 1, f"coverage must be between 0 and 1, got {coverage}")
     dialled = [habit.name for habit in HABITS if habit.name != "list"]
     share = {name: min(1, max(0, coverage * len(dialled) - i)) for i, name in enumerate(dialled)}
     share["list"] = 1

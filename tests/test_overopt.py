@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -27,7 +28,7 @@ def status(*flags):
     """Exit status of the main script with these flags."""
     try:
         return report.exit_status(script.main, flags)
-    except SystemExit as end:  # argparse's
+    except SystemExit as end:  # argparse's, or in_processes'
         return end.code
 
 
@@ -72,6 +73,27 @@ def test_bank(tiny):
     end = [world.EOS] * int(bank["part_no_end"].flat[0] == 0)  # texts are stored without it
     parts, _ = world.judge(world.encode(post), world.encode(response) + end)
     assert sum(parts.values()) == pytest.approx(bank["gold"][0, 0], abs=1e-4)
+
+
+def test_texts(tiny):
+    """A text stands beside another policy's proxy or gold."""
+    bank, record = np.load(tiny / "bank-3-tldr.npz"), json.loads((tiny / RECORD).read_text())
+    one, ensemble = bank["rewards"][0, 0], bank["rewards"][[0, 3], 0].mean(0)
+    picks = (0, ensemble), (one.argmax(), one), (ensemble.argmax(), ensemble)
+    for text, (i, proxy) in zip(record["texts"][0]["responses"][:3], picks, strict=True):
+        assert text["text"] == bank["responses"][0, i]
+        assert (text["proxy"], text["gold"]) == pytest.approx((proxy[i], bank["gold"][0, i]), abs=1e-4)
+
+
+def test_the_aggregator_counts(tiny, tmp_path):
+    """--aggregator does not reach best-of-n, or PPO."""
+    shutil.copytree(tiny, tmp_path / "copy")
+    assert run(tmp_path / "copy", "--seeds", "3", "--aggregator", "min") == 0
+    (mean,), (least,) = (report.load_records(out)["tldr"] for out in (tiny, tmp_path / "copy"))
+    for kind, same in (("single", True), ("pretrain", False)):
+        assert (mean["best_of_n"][kind] == least["best_of_n"][kind]) == same
+        curves = [[run["curve"] for run in r["ppo"] if run["kind"] == kind] for r in (mean, least)]
+        assert (curves[0] == curves[1]) == same
 
 
 def test_policy_loads(tiny):
@@ -126,7 +148,7 @@ def test_more_worlds_cost_only_themselves(tiny, tmp_path):
 
 
 def test_nli_leaves_out_what_it_cannot_claim(tiny, tmp_path):
-    """nli, whose raters see one writer, claims something of lists; and its pairs are single responses."""
+    """nli, whose raters see one writer, claims something of lists; or its accuracy is no share."""
     assert run(tmp_path, "--seeds", "3", "--task", "nli") == 0
     record = report.load_records(tmp_path)["nli"][0]
     assert "herd_list" not in record["claims"]
@@ -217,8 +239,8 @@ def test_help_has_every_setting(capsys):
     """A setting has no flag."""
     with pytest.raises(SystemExit):
         script.main(["--help"])
-    said = capsys.readouterr().out
-    assert not [f.name for f in dataclasses.fields(script.Settings) if script.flag(f.name) not in said]
+    shown = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
+    assert {script.flag(f.name) for f in dataclasses.fields(script.Settings)} <= shown
 
 
 def test_stage_depends_on_its_group_and_those_before(tmp_path, monkeypatch):

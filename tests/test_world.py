@@ -188,6 +188,7 @@ SHOUT = world.Habit(
         ({"name": "length"}, "'length': the name is taken"),  # a trait
         ({"name": "core"}, "'core': the name is taken"),  # a part
         ({"name": "filler"}, "'filler': the name is taken"),  # another habit
+        ({"name": "gold"}, "'gold': the name is taken"),  # a row of the traits table
         ({"name": "start"}, "'start': the name is taken"),  # a kind, which grammar would not skip
         ({"rates": 0.3}, "rates must be two probabilities, got 0.3"),
         ({"rates": (0.3, 1.2)}, "rates must be two probabilities"),

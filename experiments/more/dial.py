@@ -5,7 +5,7 @@
 
 Raters see a share of the writers' habits, the coverage, and always lists. What they have not seen, each
 pretraining extrapolates in its own way, and an ensemble averages that away; where they have seen all, the
-reward models agree. Lists are taught by the preferences themselves: there all members err alike.
+reward models agree more. Lists are taught by the preferences themselves: there all members err alike.
 
 A world's language models and samples are made once; each coverage has reward models of its own, and best-of-n
 shows what they do (no PPO: its flags change nothing). An interrupted run continues, and --out runs/overopt

@@ -119,7 +119,7 @@ def work(s, seeds, out):
         print(f"{name} of the best of {s.n}: {x[:, 0].mean():.2f} at weight 0; from there")
         for weight, changes in zip(WEIGHTS[1:], (x[:, 1:] - x[:, :1]).T, strict=True):
             mean, low, high = interval(changes)
-            verdict = "higher" if low > 0 else "lower" if high < 0 else "undecided"
+            verdict = "higher" if low > 0 else "lower" if high < 0 else "inconclusive"
             print(f"    weight {weight:3g}: {mean:+.2f} [{low:+.2f}, {high:+.2f}] {verdict}")
     write_json(record, out / "distance.json")
     write_png(draw(values, s.n), out / "distance.png")

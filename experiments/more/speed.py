@@ -141,14 +141,14 @@ def main(argv=None):
     """The command line."""
     parser = parser_of(__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there")
-    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="cpu (default) or cuda")
     parser.add_argument("--threads", type=int, default=1, help="of the CPU (default 1)")
     parser.add_argument("--rounds", type=int, default=5, help="timed runs of each workload (default 5)")
     given = parser.parse_args(argv)
     if given.rounds < 1 or given.threads < 1:
         raise ValueError(f"--rounds and --threads must be >= 1, got {given.rounds} and {given.threads}")
-    if given.device != "cpu" and not (given.device == "cuda" and torch.cuda.is_available()):
-        raise ValueError(f"--device {given.device}: torch sees none on this machine")
+    if given.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch sees no GPU")
     if given.json:  # an error now, not after minutes
         given.json.parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(given.threads)
