@@ -102,9 +102,9 @@ def traits(records):
     """What SFT and the aligned policies write: traits of each, a dot for a world."""
     names = [name for name in records[0]["traits"]["SFT"] if name != "gold"]
     policies = {"SFT": GREY} | {f"PPO, {kind}": COLOURS[kind] for kind in KINDS}
-    figure = plt.figure(figsize=(12, 7.5))
+    figure = plt.figure(figsize=(12, 8))
     for i, name in enumerate(names):
-        axis = figure.add_subplot(-(-len(names) // 4), 4, i + 1)
+        axis = figure.add_subplot(-(-len(names) // 3), 3, i + 1)
         for x, (policy, colour) in enumerate(policies.items()):
             values = [r["traits"][policy][name] for r in records]
             axis.bar(x, np.mean(values), color=colour, alpha=0.6)
