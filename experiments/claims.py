@@ -157,7 +157,7 @@ def rank_corr_shift(evidence):
 def rank_corr_pretrain(evidence):
     """Rank correlation of reward models on PPO's texts: within a pretraining, minus between pretrainings.
 
-    PPO on pretrain ensembles, unlike `rank_corr_shift`, at the smallest KL weight."""
+    PPO on pretrain ensembles (`rank_corr_shift`: on one reward model), at the smallest KL weight."""
     F = evidence.scores.shape[1]
     means = [pair_means(rank_correlation(run["scores"]), F) for run in evidence.runs_of("pretrain")]
     return np.mean([same - other for _, same, other in means])

@@ -189,7 +189,7 @@ def evidence_of_samples(stages, bank, models, accuracies):
     gold, traits = judge_bank(bank, stages.task)
     scores = to_numpy(stages.score_bank(models, bank)).reshape(P, F, s.prompts, s.n)
     control = None
-    if stages.task != "nli":  # its raters see careless writers alone, so that a list tells them nothing
+    if stages.task != "nli":  # its raters see careless writers alone, so a list tells them nothing
         stages.say("Control arm: reward models of raters who see as many lists by either writer.")
         control_models, _ = stages.reward_models([(p, p % F) for p in range(P)], "control")
         control = to_numpy(stages.score_bank(control_models, bank, "control"))

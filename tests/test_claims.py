@@ -217,3 +217,5 @@ def test_table_keeps_every_world():
     assert row["numbers"] == [0.5, 0.7, -0.1]
     assert (row["agree"], row["median"], row["verdict"]) == (2, 0.5, "inconclusive")
     assert claims_table([{"task": "tldr", "claims": {"overopt_bon": None}}]) == []
+    records = [{"task": "nli", "claims": {"herd_length": x}} for x in (-1.0, -2.0, 0.5)]
+    assert claims_table(records)[0]["agree"] == 2  # the paper's sign is -1

@@ -43,6 +43,7 @@ def test_record(tiny):
     keys = "seed task settings versions device accuracy claims best_of_n traits ppo texts".split()
     assert list(record) == keys
     assert list(record["claims"]) == list(CLAIMS)
+    assert record["settings"]["eta"] == 0.010000001  # not rounded
     assert len(record["ppo"]) == 6  # three kinds at two KL weights
     assert record["best_of_n"]["n"] == [1, 2, 4, 8]
     assert [len(run["curve"]["gold"]) for run in record["ppo"]] == [2] * 6
@@ -73,6 +74,13 @@ def test_bank(tiny):
     end = [world.EOS] * int(bank["part_no_end"].flat[0] == 0)  # texts are stored without it
     parts, _ = world.judge(world.encode(post), world.encode(response) + end)
     assert sum(parts.values()) == pytest.approx(bank["gold"][0, 0], abs=1e-4)
+
+
+def test_the_control_arm_has_other_raters(tiny):
+    """The control arm's reward models learn from the same lists as the others."""
+    paths = [next(tiny.glob(f"cache/3-{arm}-tldr-0-0-*")) for arm in ("rm", "control")]
+    rm, control = (torch.load(path)["value"]["state"]["head.weight"] for path in paths)
+    assert not torch.equal(rm, control)
 
 
 def test_texts(tiny):
