@@ -74,7 +74,7 @@ def training(records):
             band(axis, range(len(curves[0])), curves, COLOURS[kind], name, style)
         axis.set(title=KINDS[kind], xlabel="PPO update")
         axis.legend()
-    axes[0].set(ylabel="reward")
+    axes[0].set(ylabel="reward (proxy: in SFT's std)")
     figure.suptitle("PPO: the proxy rises; what does the true reward do?", x=0.01, ha="left")
     return figure
 

@@ -46,8 +46,8 @@ def load_records(folder):
 
 def parser_of(docstring, **options):
     """A parser that shows a script's docstring as its help. A mistake is one line, without the usage."""
-    raw, no_usage = argparse.RawDescriptionHelpFormatter, argparse.SUPPRESS
-    return argparse.ArgumentParser(description=docstring, formatter_class=raw, usage=no_usage, **options)
+    options |= {"formatter_class": argparse.RawDescriptionHelpFormatter, "usage": argparse.SUPPRESS}
+    return argparse.ArgumentParser(description=docstring, allow_abbrev=False, **options)
 
 
 def exit_status(function, *args):

@@ -164,6 +164,7 @@ def test_nli_leaves_out_what_it_cannot_claim(tiny, tmp_path):
 
 
 BAD = {
+    "--seed 3": "unrecognized arguments: --seed 3",
     "--seeds 1 1": "--seeds must not have a value twice, got 1 1",
     "--task poems": "argument --task: invalid choice: 'poems' (choose from",
     "--seeds": "argument --seeds: expected at least one argument",

@@ -1,4 +1,4 @@
-"""The dial from helping to herding: how much an ensemble helps depends on what the raters have seen.
+"""The dial from helping to herding: does how much an ensemble helps depend on what the raters have seen?
 
     python experiments/more/dial.py --quick              # one small world: minutes
     python experiments/more/dial.py --seeds 1 2 3 4 5    # five worlds, with intervals
