@@ -141,7 +141,7 @@ class Transformer(nn.Module):
 
     def last_hidden_state(self, tokens, last, cache=None):
         """forward's hidden state of one token a row, tokens[b, last[b]]: (B, T), (B,) or -1 -> (B, D).
-        Only attention mixes tokens: the last block's MLP skips the others: scoring takes 0.8 of the time."""
+        Only attention mixes tokens, so the last MLP skips the others: scoring takes 0.8 of the time."""
         *blocks, last_block = self.blocks
         x = self.embed(tokens, cache)
         for block in blocks:

@@ -48,7 +48,7 @@ def test_from_the_command_line(monkeypatch, tmp_path, capsys):
     speed.main(["--rounds", "1", "--json", str(path)])
     found, out = json.loads(path.read_text()), capsys.readouterr().out
     for name in "score score_bon sample_full sample_bon lm_step ppo_update loop_8 batched_8".split():
-        assert found[name]["seconds"] > 0 and found[name]["gemm_share"] > 0 and name in out, name
+        assert found[name]["seconds"] > 0 and 0 < found[name]["gemm_share"] < 2 and name in out, name
     units = {"score": 6 * 16, "score_bon": 6 * 4 * 4, "sample_bon": 4 * 4 * 24, "lm_step": 2 * 64}
     for name, count in units.items():
         assert found[name]["per_second"] * found[name]["seconds"] == pytest.approx(count), name
