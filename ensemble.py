@@ -1,7 +1,7 @@
 """M reward models as one reward function: their forward passes, and aggregators that turn M rewards into one.
 The last two functions make the paper's two kinds of ensemble out of a grid[pretrain_seed][finetune_seed].
 
-    ensemble = Ensemble(rms, "mean_minus_std")
+    ensemble = Ensemble(rms, mean_minus_std)
     ensemble.scores(prompts, responses)  # (M, B): every member's reward
     ensemble(prompts, responses)  # (B,): a reward function, like any other
 """
@@ -14,28 +14,36 @@ from torch.func import functional_call, stack_module_state, vmap
 from policy import trim
 from rm import check_responses, last_token
 
-# An aggregator is any pure function (M, ...) -> (...) over the member axis. Add yours: one line.
-# (torch's max and min return pairs: take .values. Its median, too, and of an even M the lower middle value.)
-AGGREGATORS = {
-    "mean": lambda r: r.mean(0),
-    "median": lambda r: r.quantile(0.5, dim=0),
-    "min": lambda r: r.amin(0),
-    "mean_minus_std": lambda r: r.mean(0) - r.std(0, correction=0),  # correction=0: one member has std 0
-}
+
+# An aggregator is any pure function (M, ...) -> (...) over the member axis. Add yours, here and below.
+def mean(rewards):
+    return rewards.mean(0)
+
+
+def median(rewards):
+    return rewards.quantile(0.5, dim=0)  # Tensor.median takes the lower middle value of an even M
+
+
+def minimum(rewards):
+    return rewards.amin(0)
+
+
+def mean_minus_std(rewards):
+    return rewards.mean(0) - rewards.std(0, correction=0)  # the population's: one member has std 0
+
+
+AGGREGATORS = {"mean": mean, "median": median, "min": minimum, "mean_minus_std": mean_minus_std}
 
 
 def aggregate(aggregator, rewards):
-    """(M, ...) -> (...), by name or any function; one member: itself. "min", [[1, 5], [3, 2]] -> [1, 2]."""
-    function = aggregator if callable(aggregator) else AGGREGATORS[aggregator]
-    return rewards[0] if len(rewards) == 1 else function(rewards)  # yours may be NaN for one: unbiased std
+    """(M, ...) -> (...); one member: itself. minimum, [[1, 5], [3, 2]] -> [1, 2]."""
+    return rewards[0] if len(rewards) == 1 else aggregator(rewards)  # yours may be NaN for one: unbiased std
 
 
 class Ensemble:
     """A reward function: M reward models, aggregated. Train and normalise them first: a GPU scores copies."""
 
-    def __init__(self, rms, aggregator="mean"):
-        if not callable(aggregator) and aggregator not in AGGREGATORS:
-            raise ValueError(f"aggregator must be one of {', '.join(AGGREGATORS)}, got {aggregator!r}")
+    def __init__(self, rms, aggregator=mean):
         self.rms, self.aggregator = rms, aggregator
         self.stacked = stack_module_state(rms)  # copies: (parameters, buffers), each {name: (M, ...)}
         self.skeleton = copy.deepcopy(rms[0]).to("meta")  # the forward pass, without weights of its own

@@ -5,7 +5,7 @@ models, samples, PPO. Nothing is pooled, so a claim's interval over worlds is th
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -22,11 +22,12 @@ class Evidence:
 
     accuracy: np.ndarray  # (P, F), on validation pairs
     scores: np.ndarray  # (P, F, posts, n), the reward models' rewards of the SFT policy's samples
-    control: np.ndarray | None  # (P, posts, n), a pretrain ensemble's without the spurious correlation
     gold: np.ndarray  # (posts, n), the true reward of the samples
     traits: dict  # name -> (posts, n), of the samples
     aggregate: Callable  # (members, ...) -> (...)
-    runs: list  # PPO runs: dicts of kind, kl_weight, kl, gold, proxy (posts,), scores (M, posts), traits ...
+    runs: list = field(
+        default_factory=list
+    )  # PPO runs: dicts of kind, kl_weight, kl, gold, proxy (posts,), scores (M, posts), traits ...
 
     @property
     def flat(self):
@@ -198,14 +199,6 @@ for trait, words, signs in (
 ):
     herding = difference(trait, ("PPO", "pretrain"), ("SFT",))
     CLAIMS[f"herd_{trait}"] = Claim(f"{words}: PPO on pretrain ensembles, minus SFT", herding, signs)
-
-
-@claim(tldr=1, helpful=1)
-def control_list(evidence):
-    """Share of lists in the best of n by pretrain ensembles: with the spurious correlation, minus without."""
-    lists = evidence.traits["list"]
-    without = expected_best_of_n(evidence.aggregate(evidence.control), lists, [lists.shape[1]]).mean()
-    return evidence.mean("list", "best of n", "pretrain") - without
 
 
 def measure(evidence, task):

@@ -6,7 +6,7 @@ Lines are means over worlds, bands their 95 % t-intervals (from three worlds on)
 import matplotlib.pyplot as plt
 import numpy as np
 from claims import KINDS, claims_table, interval
-from stages import write_whole
+from pool import write_whole
 
 plt.switch_backend("Agg")  # files only: no window, no display needed
 COLOURS = {"single": "#d55e00", "finetune": "#e69f00", "pretrain": "#0072b2"}

@@ -4,20 +4,20 @@
     python experiments/overopt.py --quick               # the same, small: a first look
     python experiments/overopt.py --seeds 1 2 3 4 5     # five worlds: means, intervals and verdicts
     python experiments/overopt.py --task nli            # another rater of the same posts
-    torchrun --nproc-per-node 2 experiments/overopt.py -- --seeds 1 2      # on several machines, too
 
-Pretrains language models, trains a grid of reward models, aligns a policy to one of them or to an ensemble,
-by best-of-n and by PPO, and measures the true reward. Every world and task leaves one record in --out,
-world-SEED-TASK.json; claims, tables and figures are made from these. An interrupted run continues.
+Read this file from top to bottom: the settings, the stages in running order, and the story that joins them,
+`make_world`. Every world and task leaves one record in --out, world-SEED-TASK.json; claims, tables and figures
+are made from these. An interrupted run continues.
 """
 
+import hashlib
 import json
 import os
 import platform
 import sys
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
-from math import inf
+from math import ceil, inf
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # the five files live one folder up
@@ -29,185 +29,288 @@ import report
 import torch
 import world
 from claims import Evidence
-from stages import Stages, in_processes, is_first_process, rank_and_size, write_whole
+from pool import Pool, cluster, processes, write_whole
 
-from ensemble import AGGREGATORS, aggregate, finetune_ensembles, pretrain_ensembles
+from ensemble import AGGREGATORS, Ensemble, aggregate, finetune_ensembles, pretrain_ensembles
+from policy import Config, LanguageModel, TrainConfig, log_probs, sample, train_lm
+from ppo import PPOConfig, ppo
+from rm import RewardModel, accuracy, normalise, train_pointwise, train_rm
 
-CORES = min(4, os.cpu_count() or 1)
-DEVICES = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
 
-
-def setting(group, default, least, help, most=inf):
-    """A flag. group: the stages that depend on it, see stages.py; least and most: what its value may be."""
-    return field(default=default, metadata={"group": group, "limits": (least, most), "help": help})
+# ----- settings -----------------------------------------------------------------------------------
+def setting(default, help):
+    return field(default=default, metadata={"help": help})
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Every setting that a world's numbers depend on, each a flag. ValueError if one makes no sense."""
+    """What a world's numbers depend on, besides its seed and task. Each setting is a flag."""
 
     # the models
-    width: int = setting("models", 64, 1, "width of the policy")
-    rm_width: int = setting("models", 64, 1, "width of the reward models")
-    layers: int = setting("models", 2, 1, "layers of every transformer")
-    heads: int = setting("models", 2, 1, "attention heads of every transformer")
-    pretrain_seeds: int = setting("models", 5, 1, "pretrainings of reward models, not the policy's")
-    pretrain_texts: int = setting("models", 20000, 1, "texts for each pretraining, and for SFT")
-    pretrain_steps: int = setting("models", 1200, 1, "updates of a pretraining")
-    sft_steps: int = setting("models", 200, 1, "updates of supervised finetuning of the policy")
-    list_gap: float = setting("models", 0.15, 0, "list rate: careful minus careless", 2 * world.LIST_RATE)
+    width: int = setting(64, "width of the policy")
+    rm_width: int = setting(64, "width of the reward models")
+    layers: int = setting(2, "layers of every transformer")
+    heads: int = setting(2, "attention heads of every transformer")
+    pretrain_seeds: int = setting(5, "pretrainings of reward models, not the policy's")
+    pretrain_texts: int = setting(20000, "texts for each pretraining, and for SFT")
+    pretrain_steps: int = setting(1200, "updates of a pretraining")
+    sft_steps: int = setting(200, "updates of supervised finetuning of the policy")
+    list_gap: float = setting(0.15, "list rate: careful writers minus careless ones")
     # preferences and reward models
-    finetune_seeds: int = setting("preferences", 5, 1, "reward models for each pretraining")
-    pairs: int = setting("preferences", 3000, 1, "preference pairs for training")
-    rm_epochs: int = setting("preferences", 4, 1, "passes over the pairs")
-    rm_batch: int = setting("preferences", 32, 1, "pairs per update; for nli twice as many responses")
-    rm_lr: float = setting("preferences", 2e-3, 1e-9, "peak learning rate of reward models")
-    eta: float = setting("preferences", 0.01, 0, "weight of the Bradley-Terry loss's centring term")
-    label_temperature: float = setting("preferences", 0.7, 1e-9, "raters' noise, a softmax temperature")
-    flipped: float = setting("preferences", 0.0, 0, "share of labels that are flipped", 1)
-    coverage: float = setting("preferences", 0.0, 0, "share of habits that raters see, lists apart", 1)
+    finetune_seeds: int = setting(5, "reward models for each pretraining")
+    pairs: int = setting(3000, "preference pairs for training")
+    rm_epochs: int = setting(4, "passes over the pairs")
+    rm_batch: int = setting(32, "pairs per update; for nli twice as many responses")
+    rm_lr: float = setting(2e-3, "peak learning rate of reward models")
+    eta: float = setting(0.01, "weight of the Bradley-Terry loss's centring term")
+    label_temperature: float = setting(0.7, "raters' noise, a softmax temperature")
+    flipped: float = setting(0.0, "share of labels that are flipped")
+    coverage: float = setting(0.0, "share of habits that raters see, lists apart")
     # the SFT policy's samples
-    prompts: int = setting("samples", 256, 2, "posts that best-of-n and PPO's policies answer")
-    n: int = setting("samples", 64, 2, "samples of each post, for best-of-n")
+    prompts: int = setting(256, "posts that best-of-n and PPO's policies answer")
+    n: int = setting(64, "samples of each post, for best-of-n")
     # PPO
-    kl_weights: tuple[float, ...] = setting("ppo", (0.02, 0.1), 0, "weights beta of the KL penalty")
-    ppo_runs: int = setting("ppo", 4, 1, "PPO runs of a kind at the smallest KL weight")
-    ppo_updates: int = setting("ppo", 40, 1, "updates of a PPO run")
-    ppo_batch: int = setting("ppo", 128, 1, "responses per update")
-    aggregator: str = setting("ppo", "mean", None, "how ensembles aggregate")
+    kl_weights: tuple[float, ...] = setting((0.02, 0.1), "weights beta of the KL penalty")
+    ppo_runs: int = setting(4, "PPO runs of a kind at the smallest KL weight")
+    ppo_updates: int = setting(40, "updates of a PPO run")
+    ppo_batch: int = setting(128, "responses per update")
+    aggregator: str = setting("mean", "how ensembles aggregate")
 
     def __post_init__(self):
-        for f in fields(self):
-            value, (least, most) = getattr(self, f.name), f.metadata["limits"]
-            for x in value if isinstance(f.default, tuple) else [value]:
-                if least is not None and (not least <= x <= most or x == inf):
-                    limits = f">= {least}" if most == inf else f"between {least} and {most}"
-                    raise ValueError(f"{flag(f.name)} must be {limits}, got {x}")
-        for name in ("width", "rm_width"):
-            if getattr(self, name) % self.heads:
-                raise ValueError(f"{flag(name)} must be a multiple of --heads, got {getattr(self, name)}")
-        check_unique("--kl-weights", self.kl_weights)
-        try:  # a new aggregator fails now, not after minutes
-            shape = tuple(aggregate(self.aggregator, torch.randn(5, 3, 2)).shape)
-        except Exception as error:
-            message = f"--aggregator {self.aggregator} fails on 5 x 3 x 2 rewards: {error!r}"
-            raise ValueError(message) from error
-        if shape != (3, 2):
-            raise ValueError(f"--aggregator {self.aggregator} must map (5, 3, 2) to (3, 2), made {shape}")
+        for name, value in vars(self).items():
+            least = 2 if name in ("prompts", "n") else 1 if isinstance(value, int) else 0
+            for number in value if isinstance(value, tuple) else [value]:
+                if name != "aggregator" and not least <= number < inf:
+                    raise ValueError(f"{flag(name)} must be >= {least}, got {number}")
 
 
 # What --quick changes
 QUICK = {"pretrain_seeds": 3, "pretrain_texts": 8000, "pretrain_steps": 500, "sft_steps": 60}
 QUICK |= {"finetune_seeds": 3, "pairs": 1500, "prompts": 64, "ppo_runs": 1, "ppo_updates": 20}
 
-
-# ----- the command line ---------------------------------------------------------------------------
-def flag(name):
-    """A setting's flag: "rm_width" -> "--rm-width"."""
-    return "--" + name.replace("_", "-")
+VALIDATION_PAIRS = 1000
+PPO_PROMPTS = 4096  # posts that PPO draws its prompts from
 
 
-def add_flags(parser):
-    """The flags of a script that makes worlds: --seeds, --processes, --out, --quick, and Settings."""
-    add = parser.add_argument
-    add("--seeds", type=int, nargs="+", default=[1], help="the worlds to make (default 1)")
-    add("--processes", type=int, help=f"how many share the work (default {CORES}; 1 on a GPU)")
-    add("--out", type=Path, help="the folder for results, in runs/ by default")
-    add("--quick", action="store_true", help="smaller defaults, where two are given")
-    for f in fields(Settings):
-        options = {"type": float, "nargs": "+"} if f.name == "kl_weights" else {"type": f.type}
-        options["choices"] = AGGREGATORS if f.name == "aggregator" else None
-        quick = f", quick {QUICK[f.name]}" if f.name in QUICK else ""
-        add(flag(f.name), help=f"{f.metadata['help']} (default {f.default}{quick})", **options)
+# ----- the stages, in running order ---------------------------------------------------------------
+# Each is a pure function of plain arguments. It draws what is random from a seed of its own, made of the
+# world's seed and a name, so that a new stage changes no other.
+def seed_for(seed, *names):
+    """A world's seed and names -> a seed: seed_for(1, "texts", 0), seed_for(1, "texts", 1), ... are unlike."""
+    return int.from_bytes(hashlib.sha256(repr((seed, *names)).encode()).digest()[:4], "big")
 
 
-def settings_from(arguments):
-    """The parsed flags -> Settings. ValueError, naming the flag, if one makes no sense."""
-    check_unique("--seeds", arguments.seeds)
-    if arguments.processes is not None and arguments.processes < 1:
-        raise ValueError(f"--processes must be >= 1, got {arguments.processes}")
-    names = {f.name for f in fields(Settings)}
-    given = {name: x for name, x in vars(arguments).items() if name in names and x is not None}
-    return Settings(**(QUICK if arguments.quick else {}) | given)
+def language_model(config, state, device):
+    """The language model with these weights."""
+    model = LanguageModel(config, seed=0).to(device)
+    model.load_state_dict(state)
+    return model
 
 
-def check_unique(name, values):
-    """ValueError, naming the flag, if a value is given twice."""
-    if len(set(values)) < len(values):
-        raise ValueError(f"{name} must not have a value twice, got {' '.join(map(str, values))}")
+def reward_model(config, state, device):
+    """The reward model with these weights, frozen."""
+    model = RewardModel(LanguageModel(config, seed=0).trunk, finetune_seed=0).to(device)
+    model.load_state_dict(state)
+    return model.requires_grad_(False)
 
 
-# ----- one world ----------------------------------------------------------------------------------
-def make_world(s, seed, task, device, out):
-    """One world and task, from pretraining to its record, a dict ready for JSON."""
-    stages = Stages(s, seed, task, device, out)
-    say, P, F = stages.say, s.pretrain_seeds, s.finetune_seeds
+def broad_texts(count, list_gap, seed):
+    """Posts and responses of writers with all habits: (count, P + R)."""
+    return torch.cat(world.sample_texts(count, seed, world.writers(list_gap)), dim=1)
+
+
+def pretrain(config, steps, n_texts, list_gap, seed, name, device):
+    """A language model's weights. Its name, a number or "policy", sets the initialisation and the texts."""
+    model = LanguageModel(config, seed_for(seed, "initialisation", name)).to(device)
+    texts = broad_texts(n_texts, list_gap, seed_for(seed, "texts", name)).to(device)
+    train_lm(model, texts, TrainConfig(steps), seed_for(seed, "order", name), desc=None)
+    return model.state_dict()
+
+
+def finetune(config, state, steps, n_texts, list_gap, seed, device):
+    """The policy learns to answer posts (supervised finetuning, SFT): its weights before -> and after."""
+    model = language_model(config, state, device)
+    texts = broad_texts(n_texts, list_gap, seed_for(seed, "references")).to(device)
+    train_config = TrainConfig(steps, lr=1e-3)
+    train_lm(model, texts, train_config, seed_for(seed, "sft order"), world.PROMPT_LENGTH, desc=None)
+    return model.state_dict()
+
+
+def draw_samples(config, state, posts, n, seed, device):
+    """n responses of the policy to each post: (posts, P) -> (posts * n, R)."""
+    model, generator = language_model(config, state, device), torch.Generator(device).manual_seed(seed)
+    chunks = posts.to(device).split(max(1, 512 // n))  # 512 rows at once: their keys and values stay small
+    return torch.cat([sample(model, chunk, world.RESPONSE_LENGTH, generator, n=n) for chunk in chunks])
+
+
+def judgements(s, task, count, seed):
+    """What raters say: prompts, chosen, rejected of `count` pairs; nli: prompts, responses, labels, of twice
+    as many responses."""
+    if task == "nli":
+        return world.sample_labels(2 * count, seed, s.list_gap, s.flipped, s.coverage)
+    noise = (s.label_temperature, s.flipped)
+    return world.sample_preferences(count, seed, s.list_gap, *noise, s.coverage, task)
+
+
+def train_reward_model(config, state, task, training, validation, sft, train_config, eta, seed, f, device):
+    """A reward model on a pretrained trunk; finetuning seed f sets its head and the order of the data.
+    Normalised on `sft`: posts, and the SFT policy's responses. Returns its weights and its accuracy."""
+    training, validation, sft = ([x.to(device) for x in data] for data in (training, validation, sft))
+    trunk, order = language_model(config, state, device).trunk, seed_for(seed, "rm order", f)
+    model = RewardModel(trunk, seed_for(seed, "head", f))
+    if task == "nli":
+        train_pointwise(model, *training, train_config, order, desc=None)
+    else:
+        train_rm(model, *training, train_config, order, eta, desc=None)
+    normalise(model, *sft)
+    with torch.no_grad():
+        return {"state": model.state_dict(), "accuracy": agreement(model, validation, task)}
+
+
+def agreement(reward, data, task):
+    """Share of the pairs that a reward function orders as the rater does; nli: of all pairs of a response
+    labelled 1 and one labelled 0, the AUC."""
+    if task == "nli":
+        prompts, responses, labels = data
+        rewards = reward(prompts, responses)
+        return accuracy(rewards[labels == 1, None], rewards[labels == 0]).mean().item()
+    prompts, chosen, rejected = data
+    return accuracy(reward(prompts, chosen), reward(prompts, rejected)).item()
+
+
+def score(config, states, posts, responses, device):
+    """Reward by every one of these reward models of n responses to each post: -> (models, posts * n)."""
+    models = [reward_model(config, state, device) for state in states]
+    return Ensemble(models).scores(posts.to(device), responses.to(device))
+
+
+def align(config, sft, rm_config, states, aggregator, ppo_config, task, posts, seed, kind, run, device):
+    """PPO from the SFT policy on the aggregated rewards of some reward models, then one response to each of
+    `posts`: {kind, run, kl_weight, "curve": kl, proxy and gold of every update, "kl": to SFT in nats per
+    response, "responses" (posts, R)}. Runs of the same number see the same prompts in the same order."""
+    policy, reference = (language_model(config, sft, device) for _ in range(2))
+    reward = Ensemble([reward_model(rm_config, state, device) for state in states], aggregator)
+    prompts = world.sample_posts(PPO_PROMPTS, seed_for(seed, "ppo posts")).to(device)
+    gold = partial(world.gold, task=task)
+    updates = list(ppo(policy, reward, prompts, ppo_config, gold, desc=None))  # it trains as it yields
+    posts, generator = (
+        posts.to(device),
+        torch.Generator(device).manual_seed(seed_for(seed, "evaluation", run)),
+    )
+    responses = sample(policy, posts, world.RESPONSE_LENGTH, generator)
+    with torch.no_grad():
+        log_ratio = log_probs(policy, posts, responses) - log_probs(reference, posts, responses)
+    curve = {name: [update[name] for update in updates] for name in ("kl", "proxy", "gold")}
+    found = {"kind": kind, "run": run, "kl_weight": ppo_config.beta, "curve": curve}
+    return found | {"kl": log_ratio.sum(1).mean().item(), "responses": responses}
+
+
+# ----- the story ----------------------------------------------------------------------------------
+def make_world(s, seed, task, device, pool):
+    """One world and task, from pretraining to its record, ready for JSON; and what else it leaves."""
+    trained = train_models(s, seed, task, device, pool)
+    evidence = best_of_n(trained, pool)
+    evidence.runs = align_policies(trained, evidence, pool)
+    record = record_of(trained, evidence)
+    pool.say(report.post_lines(record["texts"][0]))
+    return record, bank_arrays(trained, evidence), {"config": asdict(trained.config), "state": trained.sft}
+
+
+@dataclass
+class Trained:
+    """What a world has before anything is optimised against a reward model. States are a model's weights."""
+
+    settings: Settings
+    seed: int
+    task: str
+    device: str
+    config: Config  # of the policy
+    rm_config: Config  # of the reward models
+    sft: dict  # the policy's state after supervised finetuning
+    posts: torch.Tensor  # (posts, P)
+    bank: torch.Tensor  # (posts * n, R), the SFT policy's samples
+    calibration: tuple  # other posts, and a sample for each: reward models are normalised on these
+    states: list  # M = P * F reward models, ordered by pretraining: F of the first, F of the second, ...
+    accuracies: list  # M
+    ceiling: float  # gold's own accuracy: labels are noisy, and its ties, 1 pair in 18, count as wrong
+
+
+def train_models(s, seed, task, device, pool):
+    """From nothing to reward models, and to the samples that they will be used on."""
+    P, F, say = s.pretrain_seeds, s.finetune_seeds, pool.say
+    shape = (world.VOCAB_SIZE, world.PROMPT_LENGTH + world.RESPONSE_LENGTH)
+    config, rm_config = (Config(*shape, width, s.layers, s.heads) for width in (s.width, s.rm_width))
+    texts = (s.pretrain_texts, s.list_gap)
 
     # 1. Language models: one becomes the policy, each of the others the trunk of F reward models.
     say(f"World {seed}, {task}: {P + 1} language models learn to write posts and summaries.")
-    stages.pretrain_all()
+    names = [(config, "policy"), *((rm_config, p) for p in range(P))]
+    jobs = [(shape, s.pretrain_steps, *texts, seed, name, device) for shape, name in names]
+    policy, *pretrained = pool.map(pretrain, jobs)
 
-    # 2. The SFT policy, and its samples: best-of-n picks from them, and PPO answers the same posts.
+    # 2. The SFT policy, and its samples. Best-of-n picks from the bank, and PPO answers the same posts; on
+    #    samples for other posts, reward models are normalised.
     say(f"The policy learns to summarise (SFT) and writes {s.n} samples for each of {s.prompts} posts.")
-    bank = stages.bank()
+    (sft,) = pool.map(finetune, [(config, policy, s.sft_steps, *texts, seed, device)])
+    posts = world.sample_posts(s.prompts, seed_for(seed, "bank posts"))
+    others = world.sample_posts(512, seed_for(seed, "normalisation posts"))
+    draws = [
+        (posts, s.n, seed_for(seed, "bank samples")),
+        (others, 1, seed_for(seed, "normalisation samples")),
+    ]
+    bank, answers = pool.map(draw_samples, [(config, sft, *draw, device) for draw in draws])
 
-    # 3. Reward models, and best-of-n by them.
+    # 3. Reward models: every pretraining with every finetuning seed.
     say(f"{P * F} reward models learn from the raters: {P} pretrainings x {F} finetunings.")
-    models, accuracies = stages.reward_models([(p, f) for p in range(P) for f in range(F)])
-    accuracy = {"mean": np.mean(accuracies), "std": np.std(accuracies), "ceiling": stages.ceiling()}
-    line = "Reward models order {mean:.1%} (std {std:.1%}) of unseen pairs as raters do, gold {ceiling:.1%}."
-    say(line.format(**accuracy))
-    evidence = evidence_of_samples(stages, bank, models, accuracies)
-    curves = claims.best_of_n_curves(evidence)
-    say(report.best_of_n_lines(curves))
-
-    # 4. PPO on one reward model and on ensembles.
-    say("PPO: a line for each run, from its first update to its last, on its training posts.")
-    evidence.runs = ppo_runs(stages, bank, models, evidence.aggregate)
-
-    # 5. What is left: arrays to play with, and the record.
-    if is_first_process():
-        write_arrays(stages, evidence, bank, out)
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-    record = rounded({
-        "seed": seed, "task": task, "settings": asdict(s), "versions": versions, "device": device.type,
-        "accuracy": accuracy,
-        "claims": claims.measure(evidence, task),
-        "best_of_n": curves,
-        "traits": claims.trait_table(evidence),
-        "ppo": [run["summary"] for run in evidence.runs],
-        "texts": [texts_of(evidence, bank, post) for post in range(min(3, s.prompts))],
-    }) | {"settings": asdict(s)}  # not rounded  # fmt: skip
-    say(report.post_lines(record["texts"][0]))
-    return record
+    training = judgements(s, task, s.pairs, seed_for(seed, "training"))
+    validation = judgements(s, task, VALIDATION_PAIRS, seed_for(seed, "validation"))
+    steps, batch = ceil(s.pairs * s.rm_epochs / s.rm_batch), s.rm_batch * (2 if task == "nli" else 1)
+    data = (task, training, validation, (others, answers))
+    learn = (*data, TrainConfig(steps, batch, s.rm_lr), s.eta)
+    jobs = [(rm_config, pretrained[p], *learn, seed, f, device) for p in range(P) for f in range(F)]
+    found = pool.map(train_reward_model, jobs)
+    states, accuracies = ([model[name] for model in found] for name in ("state", "accuracy"))
+    ceiling = agreement(partial(world.gold, task=task), validation, task)
+    say(report.accuracy_line(accuracies, ceiling))
+    samples = (posts, bank, (others, answers))
+    return Trained(s, seed, task, device, config, rm_config, sft, *samples, states, accuracies, ceiling)
 
 
-def evidence_of_samples(stages, bank, models, accuracies):
-    """Evidence of all but PPO: gold, traits and every reward model's rewards of the bank's samples."""
-    s = stages.settings
-    P, F = s.pretrain_seeds, s.finetune_seeds
-    gold, traits = judge_bank(bank, stages.task)
-    scores = to_numpy(stages.score_bank(models, bank)).reshape(P, F, s.prompts, s.n)
-    control = None
-    if stages.task != "nli":  # its raters see careless writers alone, so a list tells them nothing
-        stages.say("Control arm: reward models of raters who see as many lists by either writer.")
-        control_models, _ = stages.reward_models([(p, p % F) for p in range(P)], "control")
-        control = to_numpy(stages.score_bank(control_models, bank, "control"))
-    accuracy = np.reshape(accuracies, (P, F))
-    return Evidence(accuracy, scores, control, gold, traits, partial(aggregate_arrays, s.aggregator), runs=[])
+def best_of_n(trained, pool):
+    """Every reward model scores every sample: the Evidence for best-of-n."""
+    s, posts, bank = trained.settings, trained.posts, trained.bank
+    jobs = [(trained.rm_config, [state], posts, bank, trained.device) for state in trained.states]
+    scores = torch.cat(pool.map(score, jobs))
+    gold, traits = judge(posts.repeat_interleave(s.n, 0), bank, trained.task)
+    evidence = Evidence(
+        accuracy=np.reshape(trained.accuracies, (s.pretrain_seeds, s.finetune_seeds)),
+        scores=to_numpy(scores).reshape(s.pretrain_seeds, s.finetune_seeds, s.prompts, s.n),
+        gold=gold.reshape(s.prompts, s.n),
+        traits={name: trait.reshape(s.prompts, s.n) for name, trait in traits.items()},
+        aggregate=partial(aggregate_arrays, AGGREGATORS[s.aggregator]),
+    )
+    pool.say(report.best_of_n_lines(claims.best_of_n_curves(evidence)))
+    return evidence
 
 
-def ppo_runs(stages, bank, models, aggregate):
-    """Every run of `Stages.ppo_run`, with its final policy's gold, traits, proxy, and a record's summary."""
-    cases = ppo_cases(stages.settings)
-    jobs = [partial(stages.ppo_run, *case, models, bank["posts"]) for case in cases]
-    runs = stages.share(f"{stages.task}: PPO runs", jobs, tell=report.ppo_line)
-    for run in runs:
-        run["gold"], run["traits"] = judge(bank["posts"], run["responses"], stages.task)
-        run["scores"] = to_numpy(run["scores"])
-        run["proxy"] = aggregate(run["scores"][run["members"]])
-        run["summary"] = {name: run[name] for name in ("kind", "run", "kl_weight", "kl", "curve")}
-        run["summary"] |= {name: run[name].mean() for name in ("proxy", "gold")}
+def align_policies(trained, evidence, pool):
+    """PPO on one reward model and on ensembles. Every run is scored by all reward models, and by gold."""
+    s, t, posts, seed = trained.settings, trained, trained.posts, trained.seed
+    pool.say("PPO: a line for each run, from its first update to its last, on its training posts.")
+    sizes = {"updates": s.ppo_updates, "batch_size": s.ppo_batch, "minibatch_size": max(1, s.ppo_batch // 2)}
+    jobs, cases = [], ppo_cases(s)
+    for kind, run, kl_weight, members in cases:
+        ppo_config = PPOConfig(
+            kl_weight, **sizes, max_new_tokens=world.RESPONSE_LENGTH, seed=seed_for(seed, "ppo", run)
+        )
+        reward = (t.rm_config, [t.states[m] for m in members], AGGREGATORS[s.aggregator])
+        jobs.append((t.config, t.sft, *reward, ppo_config, t.task, posts, seed, kind, run, t.device))
+    runs = pool.map(align, jobs, tell=report.ppo_line)
+    scored = pool.map(score, [(t.rm_config, t.states, posts, run["responses"], t.device) for run in runs])
+    for (*_, members), run, scores in zip(cases, runs, scored, strict=True):
+        run["gold"], run["traits"] = judge(posts, run["responses"], t.task)
+        run["members"], run["scores"] = members, to_numpy(scores)
+        run["proxy"] = evidence.aggregate(run["scores"][members])
     return runs
 
 
@@ -235,17 +338,9 @@ def judge(posts, responses, task):
     return to_numpy(gold).round(5), {name: to_numpy(trait) for name, trait in traits.items()}
 
 
-def judge_bank(bank, task):
-    """Gold (posts, n) and traits {name: (posts, n)} of the bank's samples, as arrays."""
-    posts, responses = bank["posts"], bank["responses"]
-    n = len(responses) // len(posts)
-    gold, traits = judge(posts.repeat_interleave(n, 0), responses, task)
-    return gold.reshape(-1, n), {name: trait.reshape(-1, n) for name, trait in traits.items()}
-
-
 def to_numpy(tensor):
-    """A tensor, on whatever device, as an array of float64."""
-    return tensor.double().cpu().numpy()
+    """A tensor as an array of float64."""
+    return tensor.double().numpy()
 
 
 def aggregate_arrays(aggregator, scores):
@@ -254,12 +349,39 @@ def aggregate_arrays(aggregator, scores):
 
 
 # ----- what a world leaves ------------------------------------------------------------------------
-def texts_of(evidence, bank, post):
+def record_of(trained, evidence):
+    """A world's record, as it is in JSON."""
+    accuracy = {
+        "mean": np.mean(trained.accuracies),
+        "std": np.std(trained.accuracies),
+        "ceiling": trained.ceiling,
+    }
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+    settings = asdict(trained.settings)
+    head = {"seed": trained.seed, "task": trained.task, "settings": settings, "versions": versions}
+    return head | rounded({
+        "device": trained.device,
+        "accuracy": accuracy,
+        "claims": claims.measure(evidence, trained.task),
+        "best_of_n": claims.best_of_n_curves(evidence),
+        "traits": claims.trait_table(evidence),
+        "ppo": [summary_of(run) for run in evidence.runs],
+        "texts": [texts_of(trained, evidence, post) for post in range(min(3, len(trained.posts)))],
+    })  # fmt: skip
+
+
+def summary_of(run):
+    """What a record keeps of a PPO run: means over the posts, and its curve."""
+    kept = {name: run[name] for name in ("kind", "run", "kl_weight", "kl", "curve")}
+    return kept | {name: run[name].mean() for name in ("proxy", "gold")}
+
+
+def texts_of(trained, evidence, post):
     """A post and what each policy made of it: {"post", "responses": [{policy, text, proxy, gold}]}.
 
     proxy: the reward by what the policy was aligned to; for SFT's sample by the pretrain ensemble."""
     gold = evidence.gold[post]
-    samples = bank["responses"].view(*evidence.gold.shape, -1)[post]
+    samples = trained.bank.view(*evidence.gold.shape, -1)[post]
     best, ppo = [], []
     for kind in ("single", "pretrain"):
         run = evidence.runs_of(kind)[0]
@@ -270,50 +392,70 @@ def texts_of(evidence, bank, post):
     responses = []
     for policy, tokens, r, g in [("SFT", samples[0], proxy[0], gold[0]), *best, *ppo]:  # proxy: pretrain's
         responses.append({"policy": policy, "text": world.decode(tokens), "proxy": r, "gold": g})
-    return {"post": world.decode(bank["posts"][post]), "responses": responses}
+    return {"post": world.decode(trained.posts[post]), "responses": responses}
 
 
-def write_arrays(stages, evidence, bank, out):
-    """bank-SEED-TASK.npz, scored samples to play with: see experiments/README.md, field by field. And
-    policy-SEED.pt, the SFT policy."""
-    seed, task, posts, n = stages.seed, stages.task, *evidence.gold.shape
-    P, F = evidence.accuracy.shape
-    parts, _ = world.judge_rows(bank["posts"].repeat_interleave(n, 0), bank["responses"], task)
+def bank_arrays(trained, evidence):
+    """Scored samples to play with: see experiments/README.md, field by field."""
+    P, F, *table = evidence.scores.shape
+    posts, bank = trained.posts, trained.bank
+    parts, _ = world.judge_rows(posts.repeat_interleave(table[1], 0), bank, trained.task)
     arrays = {"rewards": evidence.flat, "gold": evidence.gold}
-    arrays |= {f"part_{name}": to_numpy(part).reshape(posts, n) for name, part in parts.items()}
+    arrays |= {f"part_{name}": part.numpy().reshape(table) for name, part in parts.items()}
     arrays |= {f"trait_{name}": trait for name, trait in evidence.traits.items()}
     arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
     arrays["pretrain_seed"] = np.arange(P * F) // F
     arrays["finetune_seed"] = np.arange(P * F) % F
-    arrays["posts"] = np.array([world.decode(row) for row in bank["posts"].tolist()])
-    arrays["responses"] = np.reshape([world.decode(row) for row in bank["responses"].tolist()], (posts, n))
-    write_whole(out / f"bank-{seed}-{task}.npz", lambda file: np.savez_compressed(file, **arrays))
-    config, state = stages.language_model(stages.settings.width).config, stages.sft()["state"]
-    policy = {"config": asdict(config), "state": state}
-    write_whole(out / f"policy-{seed}.pt", lambda file: torch.save(policy, file))
+    arrays["posts"] = np.array([world.decode(row) for row in posts.tolist()])
+    arrays["responses"] = np.reshape([world.decode(row) for row in bank.tolist()], table)
+    return arrays
 
 
 def rounded(x):
-    """x as JSON has it: plain lists and numbers, floats of five decimals, so that a file is short."""
-    text = json.dumps(x, default=lambda number: number.item())
-    return json.loads(text, parse_float=lambda digits: round(float(digits), 5))
+    """x as JSON has it, plain lists and numbers; floats with five decimals, so that a file is short."""
+    if isinstance(x, dict):
+        return {name: rounded(value) for name, value in x.items()}
+    if isinstance(x, list | tuple):
+        return [rounded(value) for value in x]
+    return round(float(x), 5) if isinstance(x, float) else x
 
 
-# ----- the script ---------------------------------------------------------------------------------
-def work(s, seeds, task, device, out):
-    """What each process does: world after world; the first one writes the records, and reports at the end."""
-    if device == "cuda":  # each process on a GPU of its own, as far as there are enough
-        device = f"cuda:{rank_and_size()[0] % torch.cuda.device_count()}"
-    for seed in seeds:
-        record = make_world(s, seed, task, torch.device(device), out)
-        if is_first_process():
-            report.write_json(record, out / f"world-{seed}-{task}.json")
-    if is_first_process():
-        records = report.load_records(out)[task]
-        figures.draw(records, out)
-        print("\n" + report.summary(records))
-        print(f"\nRecords, figures, samples to play with (bank) and the SFT policy are in {out}")
-        print(f"The claims of every task there: python experiments/report.py {out}")
+# ----- the command line ---------------------------------------------------------------------------
+def flag(name):
+    """A setting's flag: "rm_width" -> "--rm-width"."""
+    return "--" + name.replace("_", "-")
+
+
+def add_flags(parser):
+    """The flags of a script that makes worlds."""
+    add, cores = parser.add_argument, min(4, os.cpu_count() or 1)
+    add("--task", default="tldr", choices=world.TASKS, help="who rates (default tldr)")
+    add("--seeds", type=int, nargs="+", default=[1], help="the worlds to make (default 1)")
+    add("--processes", type=int, default=cores, help=f"how many share the work (default {cores})")
+    add("--scheduler", metavar="HOST:PORT", help="a dask scheduler, whose workers do the work")
+    add("--device", default="cpu", choices=("cpu", "cuda"), help="default cpu: these models are small")
+    add("--out", type=Path, help="the folder for results, in runs/ by default")
+    add("--quick", action="store_true", help="smaller defaults, where two are given")
+    for f in fields(Settings):
+        options = {"type": float, "nargs": "+"} if f.name == "kl_weights" else {"type": f.type}
+        options["choices"] = AGGREGATORS if f.name == "aggregator" else None
+        quick = f", quick {QUICK[f.name]}" if f.name in QUICK else ""
+        add(flag(f.name), help=f"{f.metadata['help']} (default {f.default}{quick})", **options)
+
+
+def settings_from(arguments):
+    """The parsed flags -> Settings. ValueError, naming the flag, if one makes no sense."""
+    for name in ("seeds", "kl_weights"):
+        values = getattr(arguments, name) or []
+        if len(set(values)) < len(values):
+            raise ValueError(f"{flag(name)} must not have a value twice, got {' '.join(map(str, values))}")
+    if arguments.processes < 1:
+        raise ValueError(f"--processes must be >= 1, got {arguments.processes}")
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch sees no GPU")
+    given = {f.name: getattr(arguments, f.name) for f in fields(Settings)}
+    given = {name: value for name, value in given.items() if value is not None}
+    return Settings(**(QUICK if arguments.quick else {}) | given)
 
 
 def check_folder(out, s, seeds, task):
@@ -328,17 +470,26 @@ def check_folder(out, s, seeds, task):
 
 
 def main(argv=None):
-    """The command line, checked as far as can be before the work, then the work."""
+    """The command line, checked as far as can be before the work, then world after world."""
     parser = report.parser_of(__doc__)
-    parser.add_argument("--task", default="tldr", choices=world.TASKS, help="who rates (default tldr)")
-    parser.add_argument("--device", default=DEVICES[0], choices=DEVICES, help="default: cuda if there is one")
     add_flags(parser)
-    arguments = parser.parse_args(argv)
-    s, seeds, task, device = settings_from(arguments), arguments.seeds, arguments.task, arguments.device
-    processes = arguments.processes or (CORES if device == "cpu" else 1)
-    out = arguments.out or Path("runs", "quick" if arguments.quick else "overopt")
+    given = parser.parse_args(argv)
+    s, seeds, task = settings_from(given), given.seeds, given.task
+    out = given.out or Path("runs", "quick" if given.quick else "overopt")
     check_folder(out, s, seeds, task)
-    in_processes(processes, work, s, seeds, task, device, out)
+    with cluster(given.scheduler) if given.scheduler else processes(given.processes) as executor:
+        for seed in seeds:
+            record, arrays, policy = make_world(s, seed, task, given.device, Pool(executor, out / "cache"))
+            write_whole(
+                out / f"bank-{seed}-{task}.npz", lambda file, x=arrays: np.savez_compressed(file, **x)
+            )
+            write_whole(out / f"policy-{seed}.pt", lambda file, x=policy: torch.save(x, file))
+            report.write_json(record, out / f"world-{seed}-{task}.json")
+    records = report.load_records(out)[task]
+    figures.draw(records, out)
+    print("\n" + report.summary(records))
+    print(f"\nRecords, figures, samples to play with (bank) and the SFT policy are in {out}")
+    print(f"The claims of every task there: python experiments/report.py {out}")
 
 
 if __name__ == "__main__":

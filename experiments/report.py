@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # the five files live one
 import figures
 import numpy as np
 from claims import KINDS, claims_table
-from stages import write_whole
+from pool import write_whole
 from world import TASKS
 
 KEYS = set("seed task settings accuracy claims best_of_n traits ppo texts".split())
@@ -68,6 +68,12 @@ def sparkline(values, width=10):
     values = [np.mean(part) for part in np.array_split(values, min(width, len(values)))]
     low, spread = min(values), max(values) - min(values) or 1.0
     return "".join("▁▂▃▄▅▆▇█"[round(7 * (value - low) / spread)] for value in values)
+
+
+def accuracy_line(accuracies, ceiling):
+    """How well the reward models know the raters."""
+    spread = f"{np.mean(accuracies):.1%} (std {np.std(accuracies):.1%})"
+    return f"Reward models order {spread} of unseen pairs as raters do, gold {ceiling:.1%}."
 
 
 def best_of_n_lines(curves):

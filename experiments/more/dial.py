@@ -14,7 +14,6 @@ uses what that run has made. Into --out go dial.json, a row for each seed and co
 
 import sys
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # overopt.py and what it imports
@@ -23,24 +22,19 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # the five files of the core
 import matplotlib.pyplot as plt
 import numpy as np
 import overopt
-import torch
-import world
-from claims import KINDS, Evidence, interval, pair_means, rank_correlation
+from claims import KINDS, interval, pair_means, rank_correlation
 from figures import COLOURS, GREY, band, write_png
+from pool import Pool, processes
 from report import exit_status, parser_of, write_json
-from stages import Stages, in_processes, is_first_process
 
 
-def measure(accuracies, scores, gold, lists, s):
-    """What the reward models do: scores (M, posts, n), gold and lists (posts, n) -> {name: number}."""
-    P, F = s.pretrain_seeds, s.finetune_seeds
-    accuracy, aggregate = np.reshape(accuracies, (P, F)), partial(overopt.aggregate_arrays, s.aggregator)
-    grid, traits = scores.reshape(P, F, *gold.shape), {"list": lists}
-    evidence = Evidence(accuracy, grid, None, gold, traits, aggregate, runs=[])
+def measure(evidence):
+    """What the reward models of a world do: {name: number}."""
+    gold, lists, F = evidence.gold, evidence.traits["list"], evidence.scores.shape[1]
     best = {kind: evidence.mean("gold", "best of n", kind) for kind in KINDS}
-    _, within, between = pair_means(rank_correlation(scores.reshape(P * F, -1)), F)
+    _, within, between = pair_means(rank_correlation(evidence.flat.reshape(len(evidence.flat), -1)), F)
     return {
-        "accuracy": np.mean(accuracies),
+        "accuracy": evidence.accuracy.mean(),
         "gold SFT": gold.mean(),
         **{f"gold {kind}": best[kind] for kind in KINDS},
         "gain finetune": best["finetune"] - best["single"],
@@ -84,35 +78,14 @@ def draw(rows, coverages):
     return figure
 
 
-def work(s, seeds, coverages, task, out):
-    """What each process does; the first one writes."""
+def rows_of_world(s, seed, coverages, task, device, pool):
+    """One world: a row for each coverage. Language models and samples are the same for all of them."""
     rows = []
-    for seed in seeds:
-        rows += rows_of_world(s, seed, coverages, task, out)
-    if is_first_process():
-        found = {"task": task, "settings": asdict(s) | {"coverage": coverages}, "rows": overopt.rounded(rows)}
-        write_json(found, out / "dial.json")
-        write_png(draw(rows, coverages), out / "dial.png")
-        print(f"\n{task}, best of {s.n}; dial.json and dial.png are in {out}\n{table(rows, coverages)}")
-
-
-def rows_of_world(s, seed, coverages, task, out):
-    """One world: a row for each coverage. Language models and samples serve all of them."""
-    device, rows = torch.device("cpu"), []
-    stages = Stages(s, seed, task, device, out)
-    say = stages.say
-    say(f"World {seed}, {task}: language models, and {s.n} samples for each of {s.prompts} posts.")
-    stages.pretrain_all()
-    bank = stages.bank()
-    gold, traits = overopt.judge_bank(bank, task)
     for coverage in coverages:
-        stages = Stages(replace(s, coverage=coverage), seed, task, device, out)
-        models, accuracies = stages.reward_models(np.ndindex(s.pretrain_seeds, s.finetune_seeds))
-        scores = overopt.to_numpy(stages.score_bank(models, bank))
-        row = measure(accuracies, scores, gold, traits["list"], s)
+        trained = overopt.train_models(replace(s, coverage=coverage), seed, task, device, pool)
+        row = measure(overopt.best_of_n(trained, pool))
         rows.append({"seed": seed, "coverage": coverage, **row})
-        golds = ", ".join(f"{name} {row[f'gold {kind}']:.2f}" for kind, name in KINDS.items())
-        say(f"    coverage {coverage:g}: gold {golds}; lists {row['lists pretrain']:.0%}")
+        pool.say(f"    coverage {coverage:g}: lists {row['lists pretrain']:.0%}")
     return rows
 
 
@@ -122,16 +95,25 @@ def main(argv=None):
     overopt.add_flags(parser)  # --coverage is one of them; here it takes several values
     shares = {"dest": "coverages", "type": float, "nargs": "+", "default": [0.0, 0.25, 0.5, 0.75, 1.0]}
     parser.add_argument("--coverage", **shares, help="what raters see (default 0 0.25 0.5 0.75 1)")
-    parser.add_argument("--task", default="tldr", choices=world.TASKS, help="who rates (default tldr)")
     given = parser.parse_args(argv)
     s, coverages, out = overopt.settings_from(given), sorted(given.coverages), given.out or Path("runs/dial")
-    overopt.check_unique("--coverage", coverages)
     for coverage in coverages:
         replace(s, coverage=coverage)  # ValueError if it makes no sense
     if min(s.pretrain_seeds, s.finetune_seeds) < 2:
         raise ValueError("--pretrain-seeds and --finetune-seeds must be >= 2: ensembles are compared")
     overopt.check_folder(out, s, given.seeds, given.task)
-    in_processes(given.processes or overopt.CORES, work, s, given.seeds, coverages, given.task, out)
+    with processes(given.processes) as executor:
+        pool, rows = Pool(executor, out / "cache"), []
+        for seed in given.seeds:
+            rows += rows_of_world(s, seed, coverages, given.task, given.device, pool)
+    found = {
+        "task": given.task,
+        "settings": asdict(s) | {"coverage": coverages},
+        "rows": overopt.rounded(rows),
+    }
+    write_json(found, out / "dial.json")
+    write_png(draw(rows, coverages), out / "dial.png")
+    print(f"\n{given.task}, best of {s.n}; dial.json and dial.png are in {out}\n{table(rows, coverages)}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ its flags change nothing). An interrupted run continues; --out runs/overopt uses
 
 import sys
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # overopt.py and what it imports
@@ -25,8 +24,8 @@ import overopt
 import torch
 from claims import interval
 from figures import COLOURS, band, write_png
+from pool import Pool, processes
 from report import exit_status, parser_of, write_json
-from stages import SCORE_FILES, SYNTAX_TREES, Stages, in_processes, is_first_process, syntax_tree
 
 from bon import expected_best_of_n
 from ensemble import pretrain_ensembles
@@ -35,8 +34,6 @@ from rm import last_token
 
 WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0)
 QUANTITIES = ("gold", "list", "length", "wrong_facts")
-FILES = (*SCORE_FILES, "experiments/more/distance.py")  # what cached distances depend on
-SYNTAX_TREES[FILES[-1]] = syntax_tree(FILES[-1])
 
 
 def mahalanobis(features, reference):
@@ -56,10 +53,9 @@ def penalised(scores, distances, weight):
 
 
 @torch.no_grad()
-def last_hidden_states(model, texts):
+def last_hidden_states(model, posts, responses):
     """What the head reads of n responses to each post: posts (B, P), responses (B * n, R) -> (B * n, D)."""
-    posts, responses, states = texts["posts"], texts["responses"], []
-    n = len(responses) // len(posts)
+    n, states = len(responses) // len(posts), []
     size = max(1, 256 // n)
     for b_posts, rows in zip(posts.split(size), responses.split(size * n), strict=True):
         rows = trim(rows, model.config.pad)
@@ -69,50 +65,35 @@ def last_hidden_states(model, texts):
     return torch.cat(states)
 
 
-def distances_of(model, training, sft, bank):
+def distances(config, state, training, calibration, bank):
     """One reward model's distances of the bank's responses, normalised on SFT's samples: (posts * n,)."""
-    reference, sft, bank = (last_hidden_states(model, texts) for texts in (training, sft, bank))
+    model = overopt.reward_model(config, state, "cpu")
+    reference, sft, bank = (last_hidden_states(model, *texts) for texts in (training, calibration, bank))
     std, mean = torch.std_mean(mahalanobis(sft, reference), correction=0)
     return (mahalanobis(bank, reference) - mean) / std
 
 
-def distances_of_bank(stages, models, bank):
-    """Every reward model's distances of the bank's responses, computed or from the cache: (M, posts * n)."""
-    s, sft = stages.settings, stages.sft()
-    prompts, chosen, rejected = stages.judgements(s.pairs, "training", s.list_gap)
-    training = {"posts": prompts, "responses": torch.stack([chosen, rejected], dim=1).flatten(0, 1)}
-
-    def job(m):
-        compute = partial(distances_of, models[m], training, sft, bank)
-        return stages.stage(f"distance-{m}", "samples", FILES, compute)
-
-    return torch.stack(stages.share("distances", [partial(job, m) for m in range(len(models))]))
-
-
-def measure(s, seed, out):
+def measure(s, seed, pool):
     """One world: each quantity of the best of n at each weight, mean over pretrain ensembles (4, weights)."""
-    stages, P, F = Stages(s, seed, "tldr", torch.device("cpu"), out), s.pretrain_seeds, s.finetune_seeds
-    stages.say(f"World {seed}: what do {P * F} reward models pick at weights {', '.join(map(str, WEIGHTS))}?")
-    stages.pretrain_all()
-    bank = stages.bank()
-    models, _ = stages.reward_models(np.ndindex(P, F))
-    scores = overopt.to_numpy(stages.score_bank(models, bank))  # (M, posts, n)
-    distances = overopt.to_numpy(distances_of_bank(stages, models, bank)).reshape(scores.shape)
-    gold, traits = overopt.judge_bank(bank, "tldr")
-    values = np.stack([gold, *(traits[name] for name in QUANTITIES[1:])])[:, None]  # (4, 1, posts, n)
+    trained = overopt.train_models(s, seed, "tldr", "cpu", pool)
+    evidence, P, F = overopt.best_of_n(trained, pool), s.pretrain_seeds, s.finetune_seeds
+    prompts, chosen, rejected = overopt.judgements(s, "tldr", s.pairs, overopt.seed_for(seed, "training"))
+    texts = ((prompts, torch.stack([chosen, rejected], 1).flatten(0, 1)), trained.calibration)
+    jobs = [(trained.rm_config, state, *texts, (trained.posts, trained.bank)) for state in trained.states]
+    away = np.array([x.numpy() for x in pool.map(distances, jobs)]).reshape(evidence.flat.shape)
+    values = np.stack([evidence.gold, *(evidence.traits[name] for name in QUANTITIES[1:])])[
+        :, None
+    ]  # (4, 1, posts, n)
     members = np.transpose(pretrain_ensembles(np.arange(P * F).reshape(P, F)))  # a column is an ensemble
-    proxies = [penalised(scores[members], distances[members], weight) for weight in WEIGHTS]
+    proxies = [penalised(evidence.flat[members], away[members], weight) for weight in WEIGHTS]
     found = np.transpose([expected_best_of_n(p, values, [s.n]).mean((1, 2, 3)) for p in proxies])
     for name, row in zip(QUANTITIES, found, strict=True):
-        stages.say(f"    {name:<12}" + ", ".join(f"{x:.2f}" for x in row))
+        pool.say(f"    {name:<12}" + ", ".join(f"{x:.2f}" for x in row))
     return found
 
 
-def work(s, seeds, out):
-    """What each process does; the first one tells and writes what changes from weight 0, over worlds."""
-    values = np.stack([measure(s, seed, out) for seed in seeds], axis=1)  # (4, worlds, weights)
-    if not is_first_process():
-        return
+def tell(s, seeds, values, out):
+    """Print and write what changes from weight 0, over worlds: values (4, worlds, weights)."""
     record = {"settings": asdict(s), "seeds": seeds, "weights": WEIGHTS}
     for name, x in zip(QUANTITIES, values, strict=True):
         record[name] = x.round(5).tolist()  # a row for each seed
@@ -142,7 +123,10 @@ def main(argv=None):
     given = parser.parse_args(argv)
     s, out = overopt.settings_from(given), given.out or Path("runs/distance")
     overopt.check_folder(out, s, given.seeds, "tldr")
-    in_processes(given.processes or overopt.CORES, work, s, given.seeds, out)
+    with processes(given.processes) as executor:
+        pool = Pool(executor, out / "cache")
+        values = np.stack([measure(s, seed, pool) for seed in given.seeds], axis=1)  # (4, worlds, weights)
+    tell(s, given.seeds, values, out)
 
 
 if __name__ == "__main__":

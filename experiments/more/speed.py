@@ -18,13 +18,13 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # world.py, report.py, stages.py
+sys.path.insert(0, str(Path(__file__).parents[1]))  # world.py, report.py, pool.py
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the five files of the core
 
 import torch
 import world
+from pool import write_whole
 from report import exit_status, parser_of
-from stages import write_whole
 from tqdm import tqdm
 
 from ensemble import Ensemble

@@ -1,0 +1,193 @@
+"""The engine: a cached map over several processes. It knows nothing of reward models.
+
+    with processes(2) as executor:
+        squares = Pool(executor, folder).map(square, [(1,), (2,), (3,)])
+
+A job is the arguments of a pure function. Its value is kept in the folder under a key: a hash of the
+arguments, by content, and of the code that the function reaches. Only the parent process touches the disk.
+"""
+
+import ast
+import hashlib
+import io
+import multiprocessing
+import os
+import pickle
+import platform
+import signal
+import sys
+import threading
+import time
+import uuid
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+HERE = Path(__file__).parent
+MODULES = {path.stem: path for folder in (HERE.parent, HERE, HERE / "more") for path in folder.glob("*.py")}
+tqdm.set_lock(threading.RLock())  # its own leaks a semaphore, with a warning, when a process is killed
+
+
+class Pool:
+    """Where jobs run, a concurrent.futures Executor, and the folder that keeps their values."""
+
+    def __init__(self, executor, folder):
+        self.executor, self.folder, self.start = executor, folder, time.perf_counter()
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def say(self, text):
+        """Print a line, with the time since the start."""
+        tqdm.write(f"[{time.perf_counter() - self.start:4.0f} s] {text}")
+        sys.stdout.flush()
+
+    def map(self, function, jobs, tell=None):
+        """function(*job) of every job, in their order: tensors, numbers, strings, and lists and dicts of them.
+        What is not in the folder is computed. With `tell`, a line says tell(value) as soon as it is there."""
+        paths = [self.folder / f"{function.__name__}-{key(function, job)}.pt" for job in jobs]
+        futures = {}
+        for path, job in dict(zip(paths, jobs, strict=True)).items():
+            if not path.exists():
+                futures[self.executor.submit(run, function, pickle.dumps(job))] = path
+            elif tell:
+                self.say(tell(load(path)))
+        what, done = function.__name__.replace("_", " "), len(jobs) - len(futures)
+        for future in tqdm(as_completed(futures), what, len(jobs), initial=done, leave=False, disable=None):
+            saved, path = future.result(), futures[future]
+            write_whole(path, lambda file, saved=saved: file.write(saved))
+            if tell:
+                self.say(tell(load(path)))
+        return [load(path) for path in paths]
+
+
+def run(function, job):
+    """What a worker does: function(*job), as the bytes of a file. One thread: these matrices are too small to
+    be split, so two processes of one thread do far more than one process of two."""
+    torch.set_num_threads(1)
+    file = io.BytesIO()
+    torch.save(function(*pickle.loads(job)), file)
+    return file.getvalue()
+
+
+def load(path):
+    """A value that was kept, on the CPU. ValueError, naming the file, if it is damaged."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:
+        raise ValueError(f"{path} is damaged. Delete it and run again.") from None
+
+
+def write_whole(path, write):
+    """Call write(file) on a temporary file, then move it to `path`: readers see all of it or nothing."""
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        with open(part, "wb") as file:
+            write(file)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+# ----- executors ----------------------------------------------------------------------------------
+@contextmanager
+def processes(count):
+    """An executor of `count` processes on this machine, which end with it, whatever ends it."""
+    executor = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), end_with_parent)
+    on_ctrl_c = signal.signal(signal.SIGINT, signal.SIG_IGN)  # it goes to all processes: ours inherit that
+    for _ in range(count):
+        executor.submit(int)  # each starts a process
+    signal.signal(signal.SIGINT, on_ctrl_c)
+    on_sigterm = signal.signal(signal.SIGTERM, signal.default_int_handler)  # KeyboardInterrupt, as by Ctrl-C
+    try:
+        yield executor
+    except BrokenProcessPool:
+        raise ValueError("a process has died: did memory run out? The same command continues.") from None
+    finally:
+        signal.signal(signal.SIGTERM, on_sigterm)
+        for child in multiprocessing.active_children():
+            child.kill()  # at most the jobs in work are lost
+        executor.shutdown(cancel_futures=True)
+
+
+def end_with_parent():
+    """In a worker: a thread that ends the process when its parent is gone, even by kill -9."""
+
+    def watch():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def cluster(address):
+    """An executor on several machines: the workers of a dask scheduler, "HOST:PORT"."""
+    try:
+        from distributed import Client
+    except ImportError:
+        raise ValueError("--scheduler needs dask: pip install distributed") from None
+    with Client(address, timeout=10) as client:
+        yield client.get_executor(pure=False)
+
+
+# ----- keys ---------------------------------------------------------------------------------------
+def key(function, job):
+    """A hash, 16 hexadecimal digits, of all that function(*job) depends on."""
+    versions = [torch.__version__, *platform.python_version_tuple()[:2]]  # Python's: of random.Random
+    return hashlib.sha256(b"".join(content([versions, function, job]))).hexdigest()[:16]
+
+
+def content(x):
+    """What an argument is, in bytes: equal arguments, equal bytes."""
+    if isinstance(x, torch.Tensor):
+        yield f"{x.dtype} {tuple(x.shape)} ".encode() + x.contiguous().numpy().tobytes()
+    elif isinstance(x, dict | list | tuple):
+        items = list(x.items()) if isinstance(x, dict) else x
+        yield f"{type(x).__name__} {len(items)} ".encode()
+        for item in items:
+            yield from content(item)
+    elif is_dataclass(x):
+        yield from content([type(x).__name__, asdict(x)])
+    else:
+        yield (code_of(x.__name__) if callable(x) else f"{x!r} ").encode()
+
+
+@cache
+def code_of(function):
+    """The code that a function, by name, reaches: each top-level statement of our modules that defines a name
+    it uses, or one that such a statement uses. No comments or docstrings: editing them reruns nothing."""
+    defined, reached, names = definitions(), {}, {function}
+    while names:
+        name = names.pop()
+        reached[name] = [ast.dump(statement) for statement in defined[name]]
+        for node in (node for statement in defined[name] for node in ast.walk(statement)):
+            if isinstance(node, ast.Name):
+                names.add(node.id)
+            elif isinstance(node, ast.Attribute) and getattr(node.value, "id", None) in MODULES:
+                names.add(node.attr)  # such as gold of world.gold
+        names = {name for name in names if name in defined and name not in reached}
+    return repr(sorted(reached.items()))
+
+
+@cache
+def definitions():
+    """{name: the top-level statements of our modules that define it}, as the files are when it is first asked."""
+    found = {}
+    for path in MODULES.values():
+        module = ast.parse(path.read_text("utf-8"))
+        for node in ast.walk(module):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node):
+                node.body = node.body[1:]
+        for statement in module.body:
+            stored = [
+                n.id for n in ast.walk(statement) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
+            ]
+            is_definition = isinstance(statement, ast.FunctionDef | ast.ClassDef)
+            for name in [statement.name] if is_definition else stored:
+                found.setdefault(name, []).append(statement)
+    return found
