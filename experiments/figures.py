@@ -3,12 +3,15 @@
 Lines are means over worlds, bands their 95 % t-intervals (from three worlds on), dots single worlds.
 """
 
+import io
+import os
+
+os.environ["MPLBACKEND"] = "Agg"  # files only: no window, no display, and no backend that a notebook has set
 import matplotlib.pyplot as plt
 import numpy as np
 from claims import KINDS, claims_table, interval
 from pool import write_whole
 
-plt.switch_backend("Agg")  # files only: no window, no display needed
 COLOURS = {"single": "#d55e00", "finetune": "#e69f00", "pretrain": "#0072b2"}
 GREY = "#777777"  # SFT, and claims without a verdict
 plt.rcParams |= {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
@@ -128,5 +131,7 @@ def draw(records, folder):
 
 def write_png(figure, path):
     """Write a figure, whole or not at all, and forget it."""
-    write_whole(path, lambda file: figure.savefig(file, format="png", dpi=120))
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=120)
+    write_whole(path, file.getvalue())
     plt.close(figure)

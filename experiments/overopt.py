@@ -5,12 +5,13 @@
     python experiments/overopt.py --seeds 1 2 3 4 5     # five worlds: means, intervals and verdicts
     python experiments/overopt.py --task nli            # another rater of the same posts
 
-Read this file from top to bottom: the settings, the stages in running order, and the story that joins them,
-`make_world`. Every world and task leaves one record in --out, world-SEED-TASK.json; claims, tables and figures
+Read this file from top to bottom: the settings, the stages in running order, and the story that joins
+them. Every world and task leaves one record in --out, world-SEED-TASK.json; claims, tables and figures
 are made from these. An interrupted run continues.
 """
 
 import hashlib
+import io
 import json
 import os
 import platform
@@ -29,12 +30,16 @@ import report
 import torch
 import world
 from claims import Evidence
-from pool import Pool, cluster, processes, write_whole
+from pool import Pool, cluster, processes, saved, write_whole
 
 from ensemble import AGGREGATORS, Ensemble, aggregate, finetune_ensembles, pretrain_ensembles
 from policy import Config, LanguageModel, TrainConfig, log_probs, sample, train_lm
 from ppo import PPOConfig, ppo
 from rm import RewardModel, accuracy, normalise, train_pointwise, train_rm
+
+CONTEXT = world.PROMPT_LENGTH + world.RESPONSE_LENGTH  # tokens
+VALIDATION_PAIRS = 1000
+PPO_PROMPTS = 4096  # posts that PPO draws its prompts from
 
 
 # ----- settings -----------------------------------------------------------------------------------
@@ -82,19 +87,19 @@ class Settings:
             for number in value if isinstance(value, tuple) else [value]:
                 if name != "aggregator" and not least <= number < inf:
                     raise ValueError(f"{flag(name)} must be >= {least}, got {number}")
+        for width in (self.width, self.rm_width):  # what they are for says what else is wrong: now, not later
+            Config(world.VOCAB_SIZE, CONTEXT, width, self.layers, self.heads)
+        world.writers(self.list_gap, self.coverage)
 
 
 # What --quick changes
 QUICK = {"pretrain_seeds": 3, "pretrain_texts": 8000, "pretrain_steps": 500, "sft_steps": 60}
 QUICK |= {"finetune_seeds": 3, "pairs": 1500, "prompts": 64, "ppo_runs": 1, "ppo_updates": 20}
 
-VALIDATION_PAIRS = 1000
-PPO_PROMPTS = 4096  # posts that PPO draws its prompts from
-
 
 # ----- the stages, in running order ---------------------------------------------------------------
-# Each is a pure function of plain arguments. It draws what is random from a seed of its own, made of the
-# world's seed and a name, so that a new stage changes no other.
+# Each is a pure function of plain arguments. Whatever is random has a seed of its own, made of the world's
+# seed and a name, so that a new stage changes no other.
 def seed_for(seed, *names):
     """A world's seed and names -> a seed: seed_for(1, "texts", 0), seed_for(1, "texts", 1), ... are unlike."""
     return int.from_bytes(hashlib.sha256(repr((seed, *names)).encode()).digest()[:4], "big")
@@ -213,7 +218,8 @@ def make_world(s, seed, task, device, pool):
     evidence.runs = align_policies(trained, evidence, pool)
     record = record_of(trained, evidence)
     pool.say(report.post_lines(record["texts"][0]))
-    return record, bank_arrays(trained, evidence), {"config": asdict(trained.config), "state": trained.sft}
+    policy = saved({"config": asdict(trained.config), "state": trained.sft})
+    return record, bank_of(trained, evidence), policy
 
 
 @dataclass
@@ -238,8 +244,8 @@ class Trained:
 def train_models(s, seed, task, device, pool):
     """From nothing to reward models, and to the samples that they will be used on."""
     P, F, say = s.pretrain_seeds, s.finetune_seeds, pool.say
-    shape = (world.VOCAB_SIZE, world.PROMPT_LENGTH + world.RESPONSE_LENGTH)
-    config, rm_config = (Config(*shape, width, s.layers, s.heads) for width in (s.width, s.rm_width))
+    shapes = (Config(world.VOCAB_SIZE, CONTEXT, width, s.layers, s.heads) for width in (s.width, s.rm_width))
+    config, rm_config = shapes
     texts = (s.pretrain_texts, s.list_gap)
 
     # 1. Language models: one becomes the policy, each of the others the trunk of F reward models.
@@ -395,8 +401,8 @@ def texts_of(trained, evidence, post):
     return {"post": world.decode(trained.posts[post]), "responses": responses}
 
 
-def bank_arrays(trained, evidence):
-    """Scored samples to play with: see experiments/README.md, field by field."""
+def bank_of(trained, evidence):
+    """Scored samples to play with, the bytes of an .npz: see experiments/README.md, field by field."""
     P, F, *table = evidence.scores.shape
     posts, bank = trained.posts, trained.bank
     parts, _ = world.judge_rows(posts.repeat_interleave(table[1], 0), bank, trained.task)
@@ -408,7 +414,9 @@ def bank_arrays(trained, evidence):
     arrays["finetune_seed"] = np.arange(P * F) % F
     arrays["posts"] = np.array([world.decode(row) for row in posts.tolist()])
     arrays["responses"] = np.reshape([world.decode(row) for row in bank.tolist()], table)
-    return arrays
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)
+    return file.getvalue()
 
 
 def rounded(x):
@@ -454,7 +462,7 @@ def settings_from(arguments):
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch sees no GPU")
     given = {f.name: getattr(arguments, f.name) for f in fields(Settings)}
-    given = {name: value for name, value in given.items() if value is not None}
+    given = {name: tuple(x) if isinstance(x, list) else x for name, x in given.items() if x is not None}
     return Settings(**(QUICK if arguments.quick else {}) | given)
 
 
@@ -480,10 +488,8 @@ def main(argv=None):
     with cluster(given.scheduler) if given.scheduler else processes(given.processes) as executor:
         for seed in seeds:
             record, arrays, policy = make_world(s, seed, task, given.device, Pool(executor, out / "cache"))
-            write_whole(
-                out / f"bank-{seed}-{task}.npz", lambda file, x=arrays: np.savez_compressed(file, **x)
-            )
-            write_whole(out / f"policy-{seed}.pt", lambda file, x=policy: torch.save(x, file))
+            write_whole(out / f"bank-{seed}-{task}.npz", arrays)
+            write_whole(out / f"policy-{seed}.pt", policy)
             report.write_json(record, out / f"world-{seed}-{task}.json")
     records = report.load_records(out)[task]
     figures.draw(records, out)

@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 import uuid
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import CancelledError, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
@@ -47,7 +47,7 @@ class Pool:
         sys.stdout.flush()
 
     def map(self, function, jobs, tell=None):
-        """function(*job) of every job, in their order: tensors, numbers, strings, and lists and dicts of them.
+        """function(*job) of every job, in order: tensors, numbers, strings, or lists and dicts of these.
         What is not in the folder is computed. With `tell`, a line says tell(value) as soon as it is there."""
         paths = [self.folder / f"{function.__name__}-{key(function, job)}.pt" for job in jobs]
         futures = {}
@@ -58,8 +58,8 @@ class Pool:
                 self.say(tell(load(path)))
         what, done = function.__name__.replace("_", " "), len(jobs) - len(futures)
         for future in tqdm(as_completed(futures), what, len(jobs), initial=done, leave=False, disable=None):
-            saved, path = future.result(), futures[future]
-            write_whole(path, lambda file, saved=saved: file.write(saved))
+            value, path = future.result(), futures[future]
+            write_whole(path, value)
             if tell:
                 self.say(tell(load(path)))
         return [load(path) for path in paths]
@@ -69,8 +69,13 @@ def run(function, job):
     """What a worker does: function(*job), as the bytes of a file. One thread: these matrices are too small to
     be split, so two processes of one thread do far more than one process of two."""
     torch.set_num_threads(1)
+    return saved(function(*pickle.loads(job)))
+
+
+def saved(value):
+    """The bytes of torch.save: a full disk is then an OSError, where torch.save has a RuntimeError."""
     file = io.BytesIO()
-    torch.save(function(*pickle.loads(job)), file)
+    torch.save(value, file)
     return file.getvalue()
 
 
@@ -82,12 +87,11 @@ def load(path):
         raise ValueError(f"{path} is damaged. Delete it and run again.") from None
 
 
-def write_whole(path, write):
-    """Call write(file) on a temporary file, then move it to `path`: readers see all of it or nothing."""
+def write_whole(path, content):
+    """Write bytes to a temporary file, then move it to `path`: readers see all of it or nothing."""
     part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
     try:
-        with open(part, "wb") as file:
-            write(file)
+        part.write_bytes(content)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
@@ -128,11 +132,16 @@ def end_with_parent():
 def cluster(address):
     """An executor on several machines: the workers of a dask scheduler, "HOST:PORT"."""
     try:
-        from distributed import Client
+        from distributed import Client, KilledWorker
     except ImportError:
         raise ValueError("--scheduler needs dask: pip install distributed") from None
-    with Client(address, timeout=10) as client:
-        yield client.get_executor(pure=False)
+    try:
+        with Client(address, timeout=10) as client:
+            yield client.get_executor(pure=False)
+    except (CancelledError, KilledWorker):
+        raise ValueError(
+            f"--scheduler {address} or its workers are gone. The same command continues."
+        ) from None
 
 
 # ----- keys ---------------------------------------------------------------------------------------
@@ -154,40 +163,47 @@ def content(x):
     elif is_dataclass(x):
         yield from content([type(x).__name__, asdict(x)])
     else:
-        yield (code_of(x.__name__) if callable(x) else f"{x!r} ").encode()
+        code = code_of(Path(x.__code__.co_filename).stem, x.__name__) if callable(x) else repr(x)
+        yield f"{code} ".encode()
 
 
 @cache
-def code_of(function):
-    """The code that a function, by name, reaches: each top-level statement of our modules that defines a name
-    it uses, or one that such a statement uses. No comments or docstrings: editing them reruns nothing."""
-    defined, reached, names = definitions(), {}, {function}
-    while names:
-        name = names.pop()
-        reached[name] = [ast.dump(statement) for statement in defined[name]]
-        for node in (node for statement in defined[name] for node in ast.walk(statement)):
-            if isinstance(node, ast.Name):
-                names.add(node.id)
-            elif isinstance(node, ast.Attribute) and getattr(node.value, "id", None) in MODULES:
-                names.add(node.attr)  # such as gold of world.gold
-        names = {name for name in names if name in defined and name not in reached}
+def code_of(module, name):
+    """The code that a function reaches: every top-level statement of our modules that defines a name it uses,
+    or one that such a statement uses. Without comments and docstrings: editing them reruns nothing."""
+    reached, todo = {}, {(module, name)}
+    while todo:
+        module, name = todo.pop()
+        defined, imported = definitions(module)
+        reached[module, name] = [ast.dump(statement) for statement in defined.get(name, [])]
+        for node in (node for statement in defined.get(name, []) for node in ast.walk(statement)):
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+                todo.add(imported.get(node.id, (module, node.id)))
+            elif isinstance(node, ast.Attribute) and getattr(node.value, "id", None) in imported:
+                todo.add((node.value.id, node.attr))  # world.gold
+        todo -= reached.keys()
     return repr(sorted(reached.items()))
 
 
 @cache
-def definitions():
-    """{name: the top-level statements of our modules that define it}, as the files are when it is first asked."""
-    found = {}
-    for path in MODULES.values():
-        module = ast.parse(path.read_text("utf-8"))
-        for node in ast.walk(module):
-            if isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node):
-                node.body = node.body[1:]
-        for statement in module.body:
-            stored = [
+def definitions(module):
+    """Of the file as it is at first: ({name: the top-level statements that define it}, {name: (module, name
+    there)} of what it imports from our modules)."""
+    tree, defined, imported = ast.parse(MODULES[module].read_text("utf-8")), {}, {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node):
+            node.body = node.body[1:]
+    for statement in tree.body:
+        if isinstance(statement, ast.Import):
+            imported |= {alias.name: (alias.name, "") for alias in statement.names if alias.name in MODULES}
+        elif isinstance(statement, ast.ImportFrom) and statement.module in MODULES:
+            imported |= {alias.name: (statement.module, alias.name) for alias in statement.names}
+        elif isinstance(statement, ast.FunctionDef | ast.ClassDef):
+            defined[statement.name] = [statement]
+        else:
+            stored = (
                 n.id for n in ast.walk(statement) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
-            ]
-            is_definition = isinstance(statement, ast.FunctionDef | ast.ClassDef)
-            for name in [statement.name] if is_definition else stored:
-                found.setdefault(name, []).append(statement)
-    return found
+            )
+            for name in stored:
+                defined.setdefault(name, []).append(statement)
+    return defined, imported

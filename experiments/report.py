@@ -26,7 +26,7 @@ def write_json(record, path):
     """Indented JSON, lists of numbers on one line."""
     text = json.dumps(record, indent=1, allow_nan=False)
     text = re.sub(r"\[[^\[\]{}]*\]", lambda match: " ".join(match[0].split()), text)
-    write_whole(path, lambda file: file.write(text.encode()))
+    write_whole(path, text.encode())
 
 
 def load_records(folder):
@@ -34,7 +34,7 @@ def load_records(folder):
     records = {}
     for path in sorted(folder.glob("world-*.json")):
         try:
-            record = json.loads(path.read_text())
+            record = json.loads(path.read_text("utf-8"))
         except ValueError:
             record = None
         if not isinstance(record, dict) or not record.keys() >= KEYS:
@@ -52,6 +52,8 @@ def parser_of(docstring, **options):
 
 def exit_status(function, *args):
     """0; after a user's mistake one line and 2, after Ctrl-C one line and 130."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # a terminal or pipe that has no sparklines, say, shows "?"
     try:
         function(*args)
     except (ValueError, OSError) as error:

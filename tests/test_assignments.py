@@ -30,7 +30,7 @@ def hand_in(folder, number, text, after_solution=False):
     """A student's folder with one file: this text, or the solution with some functions written anew."""
     folder.mkdir(exist_ok=True)
     solution = check.answer_file(number, SOLUTIONS)
-    (folder / solution.name).write_text(solution.read_text() * after_solution + text)
+    (folder / solution.name).write_text(solution.read_text("utf-8") * after_solution + text)
     return folder
 
 
@@ -44,7 +44,9 @@ def test_stubs_fail_in_words_and_solutions_pass(number):
 
 def test_the_readmes_table():
     """An assignment without a row, or with other points than the grader gives."""
-    rows = re.findall(r"^\| (\d) \| `(\w+\.py)` .* (\d+) \|$", (ASSIGNMENTS / "README.md").read_text(), re.M)
+    rows = re.findall(
+        r"^\| (\d) \| `(\w+\.py)` .* (\d+) \|$", (ASSIGNMENTS / "README.md").read_text("utf-8"), re.M
+    )
     assert {int(number): int(points) for number, _, points in rows} == grade.POINTS
     assert [name for _, name, _ in rows] == [path.name for path in sorted(ASSIGNMENTS.glob("stubs/*.py"))]
 
@@ -159,7 +161,7 @@ def test_a_teachers_command(tmp_path, capsys, monkeypatch):
 
 def test_the_class_copy_has_no_solutions(tmp_path):
     """The command that packs the class's copy hands out the solutions, or tests that need them."""
-    readme = (ASSIGNMENTS / "README.md").read_text()
+    readme = (ASSIGNMENTS / "README.md").read_text("utf-8")
     (command,) = [line for line in readme.splitlines() if line.startswith("git archive")]
     packed = tmp_path / "class.zip"
     subprocess.run(command.replace("class.zip", str(packed)), shell=True, cwd=ROOT, check=True)
@@ -184,7 +186,7 @@ assert abs(parts["hedging"] + 0.2 * traits["hedging"]).max() < 1e-6
 def test_add_a_habit(tmp_path):
     """The worked example no longer applies, its habit is lost on the way from the table to the figure, or a
     mistake in it ends in other words than the page says. (Not in the class's copy: students apply it.)"""
-    page = (ROOT / "experiments/README.md").read_text()
+    page = (ROOT / "experiments/README.md").read_text("utf-8")
     (diff,) = re.findall(r"```diff\n(.*?)```", page, re.S)
     errors = re.findall(r"^ValueError: .*$", page, re.M)
     mistakes = diff.replace(', "nli": 0', ""), diff.replace("allegedly", "really")
@@ -200,7 +202,7 @@ def test_add_a_habit(tmp_path):
         assert run.returncode == 0 if error is None else run.stderr.splitlines()[-1] == error, run.stderr
     subprocess.run([sys.executable, "-c", HEDGING], cwd=experiments, check=True)
     assert {"part_hedging", "trait_hedging"} <= set(np.load(tmp_path / "out/bank-1-tldr.npz"))
-    record = json.loads((tmp_path / "out/world-1-tldr.json").read_text())
+    record = json.loads((tmp_path / "out/world-1-tldr.json").read_text("utf-8"))
     (panel,) = [x for x in figures.traits([record]).axes if x.get_title(loc="left") == "hedging"]
     policies = "SFT", "PPO, single", "PPO, finetune", "PPO, pretrain"
     bars = [record["traits"][policy]["hedging"] for policy in policies]

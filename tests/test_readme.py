@@ -21,7 +21,7 @@ LINK = re.compile(r"\[([^\]]+)\]\(([^)#]+)\)")
 def test_links_lead_somewhere(page):
     """A file was moved, and a page still links its old place."""
     folder = (ROOT / page).parent
-    targets = [target for _, target in LINK.findall((ROOT / page).read_text()) if "://" not in target]
+    targets = [target for _, target in LINK.findall((ROOT / page).read_text("utf-8")) if "://" not in target]
     assert not [target for target in targets if not (folder / target).exists()]
 
 
@@ -29,9 +29,9 @@ def test_links_lead_somewhere(page):
 def test_named_functions_are_in_the_linked_file(page):
     """A function was renamed, and a page still names it."""
     folder = (ROOT / page).parent
-    for name, target in LINK.findall((ROOT / page).read_text()):
+    for name, target in LINK.findall((ROOT / page).read_text("utf-8")):
         if target.endswith(".py") and re.fullmatch(r"\w+", name):
-            source = (folder / target).read_text()
+            source = (folder / target).read_text("utf-8")
             assert re.search(rf"(def|class) {name}\b|^{name} =", source, re.MULTILINE), (name, target)
 
 
@@ -40,13 +40,15 @@ def test_flags_exist(page):
     """A page shows a flag of overopt.py that it no longer has. (Others: of pip, torchrun, grade.py.)"""
     command = [sys.executable, ROOT / "experiments/overopt.py", "--help"]
     said = subprocess.run(command, capture_output=True, text=True).stdout
-    shown, known = (re.findall(r"(?<![\w-])--[a-z][a-z-]*", x) for x in ((ROOT / page).read_text(), said))
+    shown, known = (
+        re.findall(r"(?<![\w-])--[a-z][a-z-]*", x) for x in ((ROOT / page).read_text("utf-8"), said)
+    )
     assert set(shown) - set(known) <= OTHER_FLAGS
 
 
 def test_snippet_runs(tiny):
     """The README's reward of one's own does not run."""
-    code = re.findall(r"```python\n(import sys.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[0]
+    code = re.findall(r"```python\n(import sys.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)[0]
     code = code.replace("runs/quick/policy-1.pt", str(tiny / "policy-3.pt")).replace(
         "updates=20", "updates=2"
     )
@@ -59,6 +61,6 @@ def test_numbers_are_the_records():
     """A number in a README drifted from the records it claims to come from."""
     texts = readme.sections(readme.load_records(readme.RESULTS))
     for path in readme.PAGES:
-        assert readme.fill(path.read_text(), texts) == path.read_text(), path
-        filled = readme.fill(path.read_text(), dict.fromkeys(texts, "\0")).count("\0")
-        assert path.read_text().count("<!--") == 2 * filled >= 6, "a place that is not filled in"
+        assert readme.fill(path.read_text("utf-8"), texts) == path.read_text("utf-8"), path
+        filled = readme.fill(path.read_text("utf-8"), dict.fromkeys(texts, "\0")).count("\0")
+        assert path.read_text("utf-8").count("<!--") == 2 * filled >= 6, "a place that is not filled in"

@@ -179,7 +179,7 @@ def test_a_planted_word_is_found(tmp_path, capsys):
         "--vocabulary 300 --context 40 --width 16 --pretrain-seeds 2 --finetune-seeds 1 --pretrain-steps 10"
     )
     assert real.main([str(path), "--json", str(out), *flags.split(), "--rm-epochs", "20"]) == 0
-    found = json.loads(out.read_text(), parse_constant=pytest.fail)
+    found = json.loads(out.read_text("utf-8"), parse_constant=pytest.fail)
     assert found["accuracy"]["one reward model"][0] > 0.9 and found["settings"]["rm_epochs"] == 20
     assert found["orders a pair like"]["another of its pretraining"] == []
     said = capsys.readouterr().out

@@ -46,7 +46,7 @@ def test_from_the_command_line(monkeypatch, tmp_path, capsys):
         monkeypatch.setattr(speed, name, value)
     path = tmp_path / "new" / "speed.json"
     speed.main(["--rounds", "1", "--json", str(path)])
-    found, out = json.loads(path.read_text()), capsys.readouterr().out
+    found, out = json.loads(path.read_text("utf-8")), capsys.readouterr().out
     for name in "score score_bon sample_full sample_bon lm_step ppo_update loop_8 batched_8".split():
         assert found[name]["seconds"] > 0 and 0 < found[name]["gemm_share"] < 2 and name in out, name
     units = {"score": 6 * 16, "score_bon": 6 * 4 * 4, "sample_bon": 4 * 4 * 24, "lm_step": 2 * 64}

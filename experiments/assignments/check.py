@@ -60,7 +60,7 @@ def refusal(source):
 
 def functions(path, prefix=""):
     """Names of the functions that a file defines."""
-    body = ast.parse(path.read_text()).body
+    body = ast.parse(path.read_text("utf-8")).body
     return [node.name for node in body if isinstance(node, ast.FunctionDef) and node.name.startswith(prefix)]
 
 

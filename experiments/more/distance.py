@@ -18,12 +18,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))  # overopt.py and what it imports
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the five files of the core
 
-import matplotlib.pyplot as plt
 import numpy as np
 import overopt
 import torch
 from claims import interval
-from figures import COLOURS, band, write_png
+from figures import COLOURS, band, plt, write_png
 from pool import Pool, processes
 from report import exit_status, parser_of, write_json
 

@@ -94,7 +94,7 @@ def main():
     """Fill both pages."""
     texts = sections(load_records(RESULTS))
     for path in PAGES:
-        path.write_text(fill(path.read_text(), texts))
+        path.write_text(fill(path.read_text("utf-8"), texts), "utf-8")
 
 
 if __name__ == "__main__":

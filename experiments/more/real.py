@@ -164,7 +164,7 @@ def main(argv=None):
                 print(f"  {case:32}", *(f"{round(x, 3) + 0:7g}" for x in numbers))
         if out:  # the whole file or none
             part = out.with_name(out.name + ".part")
-            part.write_text(json.dumps({"settings": asdict(s), **found}, indent=1) + "\n")
+            part.write_text(json.dumps({"settings": asdict(s), **found}, indent=1) + "\n", "utf-8")
             part.replace(out)
     except (ValueError, OSError, EOFError, zlib.error) as error:  # the last two: damaged gzip
         print(f"real.py: {error}", file=sys.stderr)

@@ -154,7 +154,7 @@ def main(argv=None):
     torch.set_num_threads(given.threads)
     found = measure(given.device, given.rounds)
     if given.json:
-        write_whole(given.json, lambda file: file.write(json.dumps(found, indent=1).encode()))
+        write_whole(given.json, json.dumps(found, indent=1).encode())
 
 
 if __name__ == "__main__":
