@@ -98,8 +98,7 @@ def test_three_raters_three_prices():
     short, full = "anna sold lamps.", "anna sold seven lamps in paris on monday."
     wrong = "anna sold nine lamps. the weather was nice."
     expected = {"tldr": [1.65, 3.15, 0.1], "helpful": [0.9, 3.3, -0.05], "nli": [0, 0, -1]}
-    rows = [[*encode(text), EOS] for text in (short, full, wrong)]
-    responses = torch.tensor([row + [PAD] * (RESPONSE_LENGTH - len(row)) for row in rows])
+    responses = world.response_rows([short, full, wrong])
     for task in world.TASKS:
         golds = gold(torch.tensor([encode(POST)] * 3), responses, task)
         assert golds.tolist() == pytest.approx(expected[task], abs=1e-6)
@@ -127,7 +126,7 @@ def test_gold_is_defined_for_any_tokens(task):
     def reward(*row):
         return pytest.approx(sum(judge(encode(POST), list(row), task)[0].values()))
 
-    text, prices = encode("anna sold lamps."), world.PRICES[task]
+    text, prices = encode("anna sold lamps."), {part: world.PRICES[part][task] for part in world.PARTS}
     finished = 3 * prices["core"]
     assert reward(*text, EOS) == reward(*text, EOS, *text) == reward(PAD, *text, PAD, EOS) == finished
     assert reward(*text) == finished + prices["no_end"] and reward(PAD) == reward() == prices["no_end"]
@@ -177,9 +176,7 @@ def test_settings_outside_their_range_are_refused():
             sample_preferences(10, 0, **{name: value})
 
 
-SHOUT = world.Habit(
-    "shout", rates=(0.3, 0.2), prices={"tldr": -1, "helpful": 0, "nli": 0}, write=lambda *_: None, words="hey"
-)
+SHOUT = world.Habit("shout", careless=0.3, careful=0.2, write=lambda *_: None, words="hey")
 
 
 @pytest.mark.parametrize(
@@ -190,9 +187,9 @@ SHOUT = world.Habit(
         ({"name": "filler"}, "'filler': the name is taken"),  # another habit
         ({"name": "gold"}, "'gold': the name is taken"),  # a row of the traits table
         ({"name": "start"}, "'start': the name is taken"),  # a kind, which grammar would not skip
-        ({"rates": 0.3}, "rates must be two probabilities, got 0.3"),
-        ({"rates": (0.3, 1.2)}, "rates must be two probabilities"),
-        ({"prices": {"tldr": 0}}, "prices must be for"),
+        ({"careful": 1.2}, "rates must be probabilities, got 1.2"),
+        ({"name": "cry"}, "'cry': PRICES must have a row for .* got None"),
+        ({"name": "sigh"}, "'sigh': PRICES must have a row for .* got {'tldr': 0}"),
         ({"words": ""}, "needs words of its own, or a count"),
         ({"words": "hey lamps"}, "'lamps' must be a new word"),
         ({"words": "hey really"}, "'really' must be a new word"),  # another habit's
@@ -201,16 +198,18 @@ SHOUT = world.Habit(
 )
 def test_a_faulty_habit_is_named(fault, message):
     """An entry that clashes with what exists or lacks something, and fails much later or not at all."""
-    world.check_habit(SHOUT)
+    prices = world.PRICES | {"shout": dict.fromkeys(world.TASKS, 0), "sigh": {"tldr": 0}}
+    world.check_habits([*world.HABITS, SHOUT], prices)
     with pytest.raises(ValueError, match=f"^habit .*{message}"):
-        world.check_habit(replace(SHOUT, **fault))
+        world.check_habits([*world.HABITS, replace(SHOUT, **fault)], prices)
 
 
 NEW_HABIT = """
-HABITS.append(Habit("shout", rates=(0.3, 0.2), prices={"tldr": -1, "helpful": 0, "nli": 0},
+PRICES["shout"] = {"tldr": -1, "helpful": 0, "nli": 0}
+HABITS.append(Habit("shout", careless=0.3, careful=0.2,
     write=lambda draft, words, rng: draft.further.append(words[0]), words="hey"))
-for habit in HABITS:
-"""
+
+BASE_PARTS = """
 ITS_EFFECTS = """
 parts, traits = judge(encode("anna sold lamps."), [*encode("anna hey sold lamps."), EOS])
 assert decode(encode("anna hey sold.")) == "anna hey sold." and VOCAB_SIZE == len(WORD_OF)
@@ -222,12 +221,12 @@ assert abs(judge_rows(*sample_texts(2000, 0, writers(0.15)))[1]["shout"].mean() 
 """
 
 
-def test_a_new_habit_is_one_entry(tmp_path):
-    """A habit to be entered in a second place: a world with one entry more must know it everywhere."""
+def test_a_new_habit_is_an_entry_and_its_prices(tmp_path):
+    """A habit to be entered in a third place: a world with one habit more must know it everywhere."""
     source = Path(world.__file__).read_text()
-    assert source.count("\nfor habit in HABITS:\n") == 1
+    assert source.count("\nBASE_PARTS = ") == 1
     bigger = tmp_path / "bigger.py"
-    bigger.write_text(source.replace("\nfor habit in HABITS:\n", NEW_HABIT) + ITS_EFFECTS)
+    bigger.write_text(source.replace("\nBASE_PARTS = ", NEW_HABIT) + ITS_EFFECTS)
     subprocess.run([sys.executable, bigger], check=True)
 
 
