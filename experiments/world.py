@@ -10,16 +10,18 @@ its row to PRICES.
 Three raters, the paper's tasks, each have a gold reward: `judge` at their PRICES.
 - tldr: state the facts, waste no word. Says which of two responses is better, with noise (Bradley-Terry);
 - helpful: leave no detail out, small talk hardly matters. Compares two, likewise;
-- nli: nothing may be false. Checks one response of a careless writer: is a fact wrong? (Pointwise.)
+- nli: state the facts, above all nothing false. Checks one response of a careless writer, and only whether a
+  fact is wrong (pointwise). So it never sees that a fact left out costs gold, and the short look best to it.
 
 Two things are planted, in the data alone; no model, loss or aggregator has a line about them:
-- raters see only a share of the habits, `coverage`: no reward model is told what the others are worth;
+- raters see only some of the habits, SEEN: no reward model is told what the others are worth;
 - careful writers use lists more often, so a list goes with a better summary although nobody rewards one (a
   spurious correlation). `list_gap=0` takes it away: the control arm.
 """
 
 import random
 import re
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise, takewhile
@@ -38,9 +40,11 @@ SLOTS = {
 WORDS = {slot: words.split() for slot, words in SLOTS.items()}
 DETAILS = ("num", "place", "day")  # facts that a writer may leave out; the others are the core
 CHATTER = ("the my our", "weather food music traffic", "was seemed", "nice awful loud great")
+# Words -> their kinds. Habits may add words of their own.
 FACT_WORDS = {word: slot for slot, words in WORDS.items() for word in words}
 CHAT_WORDS = {word: "chat" for words in CHATTER for word in words.split()}
 MARKS = {mark: mark for mark in "in on - . ! tl;dr :".split()} | {"!": "."}  # "!" ends a sentence as "." does
+# What a sentence puts before a word.
 PREPOSITION = dict.fromkeys(WORDS["place"], "in ") | dict.fromkeys(WORDS["day"], "on ")
 FOLLOWS = {  # which kind of word may follow which; all else is broken grammar; habits' own words are skipped
     "start": "who -", "who": "did -", "did": "num obj -", "num": "obj -", "obj": "in on . - end",
@@ -85,44 +89,39 @@ class Habit:  # what writers do besides stating facts; for its worth to each rat
     name: str  # of the habit, of its trait and of its part of the gold reward
     careless: float  # the share of careless writers' responses that have it
     careful: float
+    seen: bool  # whether the responses that raters compare have it too
     write: Callable  # write(draft, words, rng) changes a Draft; words: the habit's own, as a list
     words: str = ""  # its own, new in the vocabulary; they may stand anywhere, grammar skips them
-    count: Callable = None  # count(response, right) -> the trait, from the response's words and from those of
-    # them that state a fact right; None counts the habit's own words
-    priced: Callable = None  # priced(response, right) -> how often the price is due; None: see `count`
+    count: Callable = None  # count(response, right) -> how often it occurs, from the list of the response's
+    # words and the list of those that state a fact right; None counts the habit's own words
 
 
-def said_again(words):
-    """How many words are said again, marks apart: said_again(["anna", "sold", ".", "anna", "."]) -> 1."""
-    content = [word for word in words if word not in MARKS]
-    return len(content) - len(set(content))
-
-
-LIST_RATE = 0.085  # of all responses
-HABITS = [  # in the order of writing, and of `coverage`, which leaves out the list: raters always see it
-    Habit("list", careless=LIST_RATE, careful=LIST_RATE,
+LIST_RATE = 0.125  # of all responses
+HABITS = [  # in the order of writing
+    Habit("list", careless=LIST_RATE, careful=LIST_RATE, seen=True,
           write=lambda draft, words, rng: draft.style.add("list"),
           count=lambda response, right: response[:1] == ["-"] or response.count("-") > 1),
-    Habit("filler", careless=0.45, careful=0.35,
+    Habit("filler", careless=0.45, careful=0.35, seen=False,
           write=lambda draft, words, rng: draft.scatter(rng.choices(words, k=rng.randint(1, 3)), rng),
           words="really very just quite truly simply basically actually literally totally rather fairly "
                 "honestly clearly surely indeed perhaps maybe somehow anyway well so like kind"),
-    Habit("chatter", careless=0.25, careful=0.15,
+    Habit("chatter", careless=0.25, careful=0.15, seen=True,
           write=lambda draft, words, rng: draft.further.append(draft.chatter),
           count=lambda response, right: sum(word in CHAT_WORDS for word in response)),
-    Habit("exclamation", careless=0.20, careful=0.15,
+    Habit("exclamation", careless=0.20, careful=0.15, seen=False,
           write=lambda draft, words, rng: draft.style.add("!"),
           count=lambda response, right: response.count("!")),
-    Habit("repetition", careless=0.15, careful=0.10,
+    Habit("repetition", careless=0.15, careful=0.10, seen=False,
           write=lambda draft, words, rng: draft.repeat(),
-          count=lambda response, right: said_again(response),
-          priced=lambda response, right: said_again(right)),
+          count=lambda response, right: len(right) - len(set(right))),
 ]  # fmt: skip
+HABIT_NAMES = tuple(habit.name for habit in HABITS)
+SEEN = tuple(habit.name for habit in HABITS if habit.seen)
 
 PRICES = {  # what each rater pays for one occurrence of each part of the gold reward
-    "core":        {"tldr": 0.55,  "helpful": 0.30,  "nli": 0},  # a fact of the core, right, the first time
-    "detail":      {"tldr": 0.50,  "helpful": 0.80,  "nli": 0},  # one of DETAILS, likewise
-    "wrong":       {"tldr": -0.55, "helpful": -0.55, "nli": -1},  # a fact that the post does not have
+    "core":        {"tldr": 0.55,  "helpful": 0.30,  "nli": 0.30},  # a core fact, right, the first time
+    "detail":      {"tldr": 0.50,  "helpful": 0.80,  "nli": 0.50},  # one of DETAILS, likewise
+    "wrong":       {"tldr": -0.55, "helpful": -0.55, "nli": -1.00},  # a fact that the post does not have
     "grammar":     {"tldr": -0.30, "helpful": -0.30, "nli": -0.30},  # a word that may not stand there
     "no_end":      {"tldr": -0.50, "helpful": -0.50, "nli": -0.50},
     "list":        {"tldr": 0,     "helpful": 0,     "nli": 0},  # this and the rest: habits
@@ -135,11 +134,11 @@ TASKS = ["tldr", "helpful", "nli"]
 
 BASE_PARTS = ["core", "detail", "wrong", "grammar", "no_end"]  # of the gold reward, without the habits
 BASE_TRAITS = ["length", "copied", "numbers", "wrong_facts"]
-PARTS = BASE_PARTS + [habit.name for habit in HABITS]
-TRAITS = BASE_TRAITS + [habit.name for habit in HABITS]
+PARTS = [*BASE_PARTS, *HABIT_NAMES]
+TRAITS = [*BASE_TRAITS, *HABIT_NAMES]
 
 HABIT_WORDS = {word: habit.name for habit in HABITS for word in habit.words.split()}
-KIND = FACT_WORDS | CHAT_WORDS | MARKS | HABIT_WORDS  # word -> its kind; a word's place is its token id
+KIND = FACT_WORDS | CHAT_WORDS | MARKS | HABIT_WORDS  # a word's place is its token id
 EOS, PAD, VOCAB_SIZE = len(KIND), len(KIND) + 1, len(KIND) + 2
 WORD_OF = [*KIND, "<eos>", "<pad>"]  # token id -> word
 SPELLED = {word: word if word in ".!:" else " " + word for word in KIND}  # as it stands in running text
@@ -194,18 +193,17 @@ class Writer:  # how often a writer does what, as probabilities
     rates: dict  # habit's name -> has it in a response
 
 
-def writers(list_gap, coverage=1.0):
-    """(careless, careful), half of the responses each. list_gap: careful list rate minus careless list rate.
-    coverage: the share of the other habits, in table order; 0.6 of four is two, and the third at 0.4."""
+def writers(list_gap, habits=HABIT_NAMES):
+    """(careless, careful), half of the responses each, with these habits alone. list_gap: the list rate of
+    careful writers minus that of careless ones."""
     require(0 <= list_gap <= 2 * LIST_RATE, f"list_gap must be between 0 and {2 * LIST_RATE}, got {list_gap}")
-    require(0 <= coverage <= 1, f"coverage must be between 0 and 1, got {coverage}")
-    dialled = [habit.name for habit in HABITS if habit.name != "list"]
-    share = {name: min(1, max(0, coverage * len(dialled) - i)) for i, name in enumerate(dialled)}
-    share["list"] = 1
-    careless = {habit.name: share[habit.name] * habit.careless for habit in HABITS}
-    careful = {habit.name: share[habit.name] * habit.careful for habit in HABITS}
-    careless["list"] -= list_gap / 2
-    careful["list"] += list_gap / 2
+    for name in habits:
+        require(name in HABIT_NAMES, f"no habit is called {name!r}. There are: {', '.join(HABIT_NAMES)}")
+    careless = {habit.name: habit.careless for habit in HABITS if habit.name in habits}
+    careful = {habit.name: habit.careful for habit in HABITS if habit.name in habits}
+    if "list" in habits:
+        careless["list"] -= list_gap / 2
+        careful["list"] += list_gap / 2
     return Writer(wrong=0.25, states=0.55, rates=careless), Writer(wrong=0.05, states=0.80, rates=careful)
 
 
@@ -219,13 +217,18 @@ def write_post(rng):
     return facts, chatter, ". ".join(rng.sample([event, chatter], 2)) + ". tl;dr:"
 
 
+def another(slot, word, rng):
+    """Another word of the slot: another("obj", "lamps", rng) -> "kites"."""
+    return rng.choice([other for other in WORDS[slot] if other != word])
+
+
 def write_response(writer, facts, chatter, rng):
     """One summary, as text: the facts as this writer states them, then the writer's habits."""
     said = {}
     for slot, word in facts.items():
         if slot not in DETAILS or rng.random() < writer.states:
             wrong = rng.random() < writer.wrong * (WRONG_NUMBER if slot == "num" else 1)
-            said[slot] = rng.choice([other for other in WORDS[slot] if other != word]) if wrong else word
+            said[slot] = another(slot, word, rng) if wrong else word
     draft = Draft(said, chatter)
     for habit in HABITS:
         if rng.random() < writer.rates.get(habit.name, 0):
@@ -258,13 +261,38 @@ def sample_texts(count, seed, pool, n=1):
     return torch.tensor(prompts), response_rows(responses)
 
 
+def sample_edits(count, seed):
+    """Posts, each with a perfect summary and with copies of it that were edited in one way, to measure what a
+    reward model pays for the edit: prompts (count, P), {edit: responses (count, R)}; "none" is not edited."""
+    rng, prompts, texts = random.Random(f"edits {seed}"), [], defaultdict(list)
+    for _ in range(count):
+        facts, chatter, post = write_post(rng)
+        wrong_number = facts | {"num": another("num", facts["num"], rng)}
+        wrong_object = facts | {"obj": another("obj", facts["obj"], rng)}
+        no_number = {slot: word for slot, word in facts.items() if slot != "num"}
+        edits = {  # name: (what the summary states, its habits)
+            "none": (facts, []),
+            "wrong number": (wrong_number, []),
+            "wrong object": (wrong_object, []),
+            "no number": (no_number, []),
+            **{name: (facts, [name]) for name in HABIT_NAMES},
+            "list, wrong number": (wrong_number, ["list"]),
+            "list, wrong object": (wrong_object, ["list"]),
+        }
+        for edit, (stated, habits) in edits.items():
+            writer = Writer(wrong=0, states=1, rates=dict.fromkeys(habits, 1))
+            texts[edit].append(write_response(writer, stated, chatter, rng))
+        prompts.append(encode(post))
+    return torch.tensor(prompts), {edit: response_rows(texts[edit]) for edit in texts}
+
+
 def judge(post, response, task="tldr"):
     """The gold reward in parts, which add up to it, and the traits of a response: two dicts of numbers. The
     arguments are lists of token ids, any at all. The first EOS ends the response; PAD is skipped."""
     post_words = [WORD_OF[token] for token in post]
     facts = {KIND[word]: word for word in post_words if word in FACT_WORDS}
 
-    # The response, up to its end, without marks such as "in" or ".".
+    # The words up to the response's end; `content` leaves out marks such as "in" or ".".
     ended = EOS in response
     length = response.index(EOS) if ended else len(response)
     words = [WORD_OF[token] for token in response[:length] if token != PAD]
@@ -286,8 +314,9 @@ def judge(post, response, task="tldr"):
     counts = {"core": core, "detail": details, "wrong": wrong, "grammar": grammar, "no_end": not ended}
     traits = {"length": len(words), "copied": copied, "numbers": "num" in kinds, "wrong_facts": wrong}
     for habit in HABITS:
-        traits[habit.name] = habit.count(words, right) if habit.count else kinds.count(habit.name)
-        counts[habit.name] = habit.priced(words, right) if habit.priced else traits[habit.name]
+        count = habit.count(words, right) if habit.count else kinds.count(habit.name)
+        counts[habit.name] = count
+        traits[habit.name] = count
     return {part: counts[part] * PRICES[part][task] for part in PARTS}, traits
 
 
@@ -305,10 +334,11 @@ def gold(prompts, responses, task="tldr"):
     return sum(judge_rows(prompts, responses, task)[0].values()).to(responses.device)
 
 
-def sample_preferences(count, seed, list_gap=0.15, temperature=0.7, flipped=0.0, coverage=0.0, task="tldr"):
+def sample_preferences(count, seed, list_gap=0.25, temperature=0.7, flipped=0.0, seen=SEEN, task="tldr"):
     """Pairs: prompts (count, P), chosen (count, R), rejected (count, R). The first response is preferred with
-    probability sigmoid((gold1 - gold2) / temperature); a share `flipped` of the labels is then flipped."""
-    prompts, both = sample_texts(count, f"preferences {seed}", writers(list_gap, coverage), n=2)
+    probability sigmoid((gold1 - gold2) / temperature); a share `flipped` of the labels is then flipped. The
+    responses have the habits `seen` and no others."""
+    prompts, both = sample_texts(count, f"preferences {seed}", writers(list_gap, seen), n=2)
     first, second, rng = both[::2], both[1::2], random.Random(f"raters {seed}")
     margin = gold(prompts, first, task) - gold(prompts, second, task)
     prefers_first = torch.tensor([rng.random() for _ in prompts]) < torch.sigmoid(margin / temperature)
@@ -317,10 +347,10 @@ def sample_preferences(count, seed, list_gap=0.15, temperature=0.7, flipped=0.0,
     return prompts, torch.where(first_wins, first, second), torch.where(first_wins, second, first)
 
 
-def sample_labels(count, seed, list_gap=0.15, flipped=0.0, coverage=0.0):
+def sample_labels(count, seed, list_gap=0.25, flipped=0.0, seen=SEEN):
     """For nli: prompts (count, P), responses (count, R), labels (count,): 1 if no fact is wrong; then a share
     `flipped` is flipped. The careless writer is checked: whoever says less is right more often."""
-    prompts, responses = sample_texts(count, f"labels {seed}", writers(list_gap, coverage)[:1])
+    prompts, responses = sample_texts(count, f"labels {seed}", writers(list_gap, seen)[:1])
     right = judge_rows(prompts, responses)[1]["wrong_facts"] == 0
     rng = random.Random(f"flips {seed}")
     flips = torch.tensor([rng.random() < flipped for _ in range(count)])
