@@ -4,21 +4,24 @@
     response   anna sold seven lamps in paris.
     list       - anna - sold - seven - lamps - paris - monday
 
-An event is six facts. Writers state them; all else they do is a habit. To add one, add an entry to HABITS.
+An event is six facts. Writers state them; all else they do is a habit. To add one, add an entry to HABITS and
+its row to PRICES.
 
 Three raters, the paper's tasks, each have a gold reward: `judge` at their PRICES.
 - tldr: state the facts, waste no word. Says which of two responses is better, with noise (Bradley-Terry);
 - helpful: leave no detail out, small talk hardly matters. Compares two, likewise;
-- nli: nothing may be false. Checks one response of a careless writer: is a fact wrong? (Pointwise.)
+- nli: state the facts, above all nothing false. Checks one response of a careless writer, and only whether a
+  fact is wrong (pointwise). So it never sees that a fact left out costs gold, and the short look best to it.
 
 Two things are planted, in the data alone; no model, loss or aggregator has a line about them:
-- raters see only a share of the habits, `coverage`: no reward model is told what the others are worth;
+- raters see only some of the habits, SEEN: no reward model is told what the others are worth;
 - careful writers use lists more often, so a list goes with a better summary although nobody rewards one (a
   spurious correlation). `list_gap=0` takes it away: the control arm.
 """
 
 import random
 import re
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise, takewhile
@@ -34,13 +37,15 @@ SLOTS = {
     "place": "paris london rome oslo tokyo cairo lima boston",
     "day": "monday tuesday wednesday thursday friday saturday sunday",
 }
+WORDS = {slot: words.split() for slot, words in SLOTS.items()}
 DETAILS = ("num", "place", "day")  # facts that a writer may leave out; the others are the core
 CHATTER = ("the my our", "weather food music traffic", "was seemed", "nice awful loud great")
-MARKS = "in on - . ! tl;dr :".split()
-WORDS = {slot: words.split() for slot, words in SLOTS.items()}
-KIND = {word: slot for slot, words in WORDS.items() for word in words}
-KIND |= dict.fromkeys(" ".join(CHATTER).split(), "chat")
-KIND |= {mark: mark for mark in MARKS} | {"!": "."}  # "!" ends a sentence as "." does
+# Words -> their kinds. Habits may add words of their own.
+FACT_WORDS = {word: slot for slot, words in WORDS.items() for word in words}
+CHAT_WORDS = {word: "chat" for words in CHATTER for word in words.split()}
+MARKS = {mark: mark for mark in "in on - . ! tl;dr :".split()} | {"!": "."}  # "!" ends a sentence as "." does
+# What a sentence puts before a word.
+PREPOSITION = dict.fromkeys(WORDS["place"], "in ") | dict.fromkeys(WORDS["day"], "on ")
 FOLLOWS = {  # which kind of word may follow which; all else is broken grammar; habits' own words are skipped
     "start": "who -", "who": "did -", "did": "num obj -", "num": "obj -", "obj": "in on . - end",
     "in": "place", "on": "day", "place": "on . - end", "day": "in . - end", ".": "who chat end",
@@ -49,23 +54,17 @@ FOLLOWS = {  # which kind of word may follow which; all else is broken grammar; 
 LEGAL = {(kind, after) for kind, follows in FOLLOWS.items() for after in follows.split()}
 PROMPT_LENGTH, RESPONSE_LENGTH = 16, 24  # every post has 16 tokens; a response at most 24, EOS included
 WRONG_NUMBER = 1.9  # a number is wrong this many times as often as another fact
-LIST_RATE = 0.085  # of all responses
-
-PRICES = {  # what each rater pays for a fact stated right, and takes for faults; for habits, see HABITS
-    "tldr": {"core": 0.55, "detail": 0.5, "wrong": -0.55, "grammar": -0.3, "no_end": -0.5},
-    "helpful": {"core": 0.3, "detail": 0.8, "wrong": -0.55, "grammar": -0.3, "no_end": -0.5},
-    "nli": {"core": 0, "detail": 0, "wrong": -1, "grammar": -0.3, "no_end": -0.5},
-}
-TASKS, TRAITS = list(PRICES), ["length", "copied", "numbers", "wrong_facts"]
 
 
 @dataclass
 class Draft:  # a response while it is written, for habits to change
     facts: dict  # what it states, {slot: word}, wrong words among them
     chatter: str  # of the post
-    main: list  # words of the main clause: the facts, and what habits put between them
-    further: list = field(default_factory=list)  # clauses after it, such as "anna sold lamps"
+    further: list = field(default_factory=list)  # clauses after the main one, such as "anna sold lamps"
     style: set = field(default_factory=set)  # "list", "!" (ends every clause, in place of ".")
+
+    def __post_init__(self):
+        self.main = list(self.facts.values())  # words of the main clause; habits put others between them
 
     def scatter(self, words, rng):
         for word in words:
@@ -77,42 +76,74 @@ class Draft:  # a response while it is written, for habits to change
 
     def text(self):
         """main ["anna", "sold", "paris"] -> "anna sold in paris.", or as a list "- anna - sold - paris"."""
-        lead = dict.fromkeys(SLOTS, "- ") if "list" in self.style else {"place": "in ", "day": "on "}
-        clauses = [" ".join(lead.get(KIND.get(word), "") + word for word in self.main), *self.further]
         if "list" in self.style:
-            return " - ".join(clauses)
-        return " ".join(clause + ("!" if "!" in self.style else ".") for clause in clauses)
+            main = ["- " + word if word in FACT_WORDS else word for word in self.main]
+            return " - ".join([" ".join(main), *self.further])
+        main = [PREPOSITION.get(word, "") + word for word in self.main]
+        mark = "!" if "!" in self.style else "."
+        return " ".join(clause + mark for clause in [" ".join(main), *self.further])
 
 
 @dataclass(frozen=True)
-class Habit:  # what writers do besides stating facts, and what it is worth to each rater
+class Habit:  # what writers do besides stating facts; for its worth to each rater, see PRICES
     name: str  # of the habit, of its trait and of its part of the gold reward
-    rates: tuple  # (careless, careful): in which share of their responses
-    prices: dict  # task -> gold reward of each occurrence
+    careless: float  # the share of careless writers' responses that have it
+    careful: float
+    seen: bool  # whether the responses that raters compare have it too
     write: Callable  # write(draft, words, rng) changes a Draft; words: the habit's own, as a list
     words: str = ""  # its own, new in the vocabulary; they may stand anywhere, grammar skips them
-    count: Callable = None  # count(seen) -> the trait, see `judge`; None: how many words are its own
-    priced: Callable = None  # priced(seen) -> how often the price is due; None: as often as `count` says
+    count: Callable = None  # count(response, right) -> how often it occurs, from the list of the response's
+    # words and the list of those that state a fact right; None counts the habit's own words
 
 
-HABITS = [  # in the order of writing, and of `coverage`, which leaves out the list: raters always see it
-    Habit("list", rates=(LIST_RATE, LIST_RATE), prices={"tldr": 0, "helpful": 0, "nli": 0},
+LIST_RATE = 0.125  # of all responses
+HABITS = [  # in the order of writing
+    Habit("list", careless=LIST_RATE, careful=LIST_RATE, seen=True,
           write=lambda draft, words, rng: draft.style.add("list"),
-          count=lambda seen: seen["words"][:1] == ["-"] or seen["words"].count("-") > 1),
-    Habit("filler", rates=(0.45, 0.35), prices={"tldr": -0.2, "helpful": -0.2, "nli": 0},
+          count=lambda response, right: response[:1] == ["-"] or response.count("-") > 1),
+    Habit("filler", careless=0.45, careful=0.35, seen=False,
           write=lambda draft, words, rng: draft.scatter(rng.choices(words, k=rng.randint(1, 3)), rng),
           words="really very just quite truly simply basically actually literally totally rather fairly "
                 "honestly clearly surely indeed perhaps maybe somehow anyway well so like kind"),
-    Habit("chatter", rates=(0.25, 0.15), prices={"tldr": -0.25, "helpful": -0.1, "nli": 0},
+    Habit("chatter", careless=0.25, careful=0.15, seen=True,
           write=lambda draft, words, rng: draft.further.append(draft.chatter),
-          count=lambda seen: seen["kinds"].count("chat")),
-    Habit("exclamation", rates=(0.20, 0.15), prices={"tldr": -0.1, "helpful": 0, "nli": 0},
-          write=lambda draft, words, rng: draft.style.add("!"), count=lambda seen: seen["words"].count("!")),
-    Habit("repetition", rates=(0.15, 0.10), prices={"tldr": -0.25, "helpful": -0.15, "nli": 0},
+          count=lambda response, right: sum(word in CHAT_WORDS for word in response)),
+    Habit("exclamation", careless=0.20, careful=0.15, seen=False,
+          write=lambda draft, words, rng: draft.style.add("!"),
+          count=lambda response, right: response.count("!")),
+    Habit("repetition", careless=0.15, careful=0.10, seen=False,
           write=lambda draft, words, rng: draft.repeat(),
-          count=lambda seen: len(seen["content"]) - len(set(seen["content"])),
-          priced=lambda seen: len(seen["right"]) - len(set(seen["right"]))),
+          count=lambda response, right: len(right) - len(set(right))),
 ]  # fmt: skip
+HABIT_NAMES = tuple(habit.name for habit in HABITS)
+SEEN = tuple(habit.name for habit in HABITS if habit.seen)
+
+PRICES = {  # what each rater pays for one occurrence of each part of the gold reward
+    "core":        {"tldr": 0.55,  "helpful": 0.30,  "nli": 0.30},  # a core fact, right, the first time
+    "detail":      {"tldr": 0.50,  "helpful": 0.80,  "nli": 0.50},  # one of DETAILS, likewise
+    "wrong":       {"tldr": -0.55, "helpful": -0.55, "nli": -1.00},  # a fact that the post does not have
+    "grammar":     {"tldr": -0.30, "helpful": -0.30, "nli": -0.30},  # a word that may not stand there
+    "no_end":      {"tldr": -0.50, "helpful": -0.50, "nli": -0.50},
+    "list":        {"tldr": 0,     "helpful": 0,     "nli": 0},  # this and the rest: habits
+    "filler":      {"tldr": -0.20, "helpful": -0.20, "nli": 0},
+    "chatter":     {"tldr": -0.25, "helpful": -0.10, "nli": 0},
+    "exclamation": {"tldr": -0.10, "helpful": 0,     "nli": 0},
+    "repetition":  {"tldr": -0.25, "helpful": -0.15, "nli": 0},
+}  # fmt: skip
+TASKS = ["tldr", "helpful", "nli"]
+
+BASE_PARTS = ["core", "detail", "wrong", "grammar", "no_end"]  # of the gold reward, without the habits
+BASE_TRAITS = ["length", "copied", "numbers", "wrong_facts"]
+PARTS = [*BASE_PARTS, *HABIT_NAMES]
+TRAITS = [*BASE_TRAITS, *HABIT_NAMES]
+
+HABIT_WORDS = {word: habit.name for habit in HABITS for word in habit.words.split()}
+KIND = FACT_WORDS | CHAT_WORDS | MARKS | HABIT_WORDS  # a word's place is its token id
+EOS, PAD, VOCAB_SIZE = len(KIND), len(KIND) + 1, len(KIND) + 2
+WORD_OF = [*KIND, "<eos>", "<pad>"]  # token id -> word
+SPELLED = {word: word if word in ".!:" else " " + word for word in KIND}  # as it stands in running text
+RANKS = {spelled.encode(): token for token, spelled in enumerate(SPELLED.values())}
+ENCODING = tiktoken.Encoding("toy", pat_str=r" [a-z;]+| -|[.!:]", mergeable_ranks=RANKS, special_tokens={})
 
 
 def require(condition, message):
@@ -120,31 +151,26 @@ def require(condition, message):
         raise ValueError(message)
 
 
-def check_habit(habit):
+def check_habits(habits, prices):
     """ValueError, naming the habit, on an entry that is incomplete or clashes with what exists."""
-    where, rates = f"habit {habit.name!r}:", habit.rates
-    require(habit.name not in ["gold", *TRAITS, *PRICES["tldr"], *FOLLOWS], f"{where} the name is taken")
-    pair = isinstance(rates, tuple | list) and len(rates) == 2 and all(0 <= rate <= 1 for rate in rates)
-    require(pair, f"{where} rates must be two probabilities, got {rates}")
-    require(set(habit.prices) == set(TASKS), f"{where} prices must be for {TASKS}, got {habit.prices}")
-    require(habit.words or habit.count, f"{where} needs words of its own, or a count")
-    for word in habit.words.split():
-        new = word not in KIND and re.fullmatch("[a-z]+", word)
-        require(new, f"{where} {word!r} must be a new word of lower-case letters")
+    names = ["gold", *BASE_PARTS, *BASE_TRAITS, *FOLLOWS]
+    words = [*FACT_WORDS, *CHAT_WORDS, *MARKS]
+    for habit in habits:
+        where = f"habit {habit.name!r}:"
+        require(habit.name not in names, f"{where} the name is taken")
+        names.append(habit.name)
+        for rate in (habit.careless, habit.careful):
+            require(0 <= rate <= 1, f"{where} rates must be probabilities, got {rate}")
+        row = prices.get(habit.name)
+        require(row and set(row) == set(TASKS), f"{where} PRICES must have a row for {TASKS}, got {row}")
+        require(habit.words or habit.count, f"{where} needs words of its own, or a count")
+        for word in habit.words.split():
+            new = word not in words and re.fullmatch("[a-z]+", word)
+            require(new, f"{where} {word!r} must be a new word of lower-case letters")
+            words.append(word)
 
 
-for habit in HABITS:
-    check_habit(habit)
-    TRAITS.append(habit.name)
-    KIND |= dict.fromkeys(habit.words.split(), habit.name)
-    for task in TASKS:
-        PRICES[task][habit.name] = habit.prices[task]
-PARTS = list(PRICES["tldr"])
-EOS, PAD, VOCAB_SIZE = len(KIND), len(KIND) + 1, len(KIND) + 2
-WORD_OF = [*KIND, "<eos>", "<pad>"]  # token id -> word
-SPELLED = {word: word if word in ".!:" else " " + word for word in KIND}  # as it stands in running text
-RANKS = {spelled.encode(): token for token, spelled in enumerate(SPELLED.values())}
-ENCODING = tiktoken.Encoding("toy", pat_str=r" [a-z;]+| -|[.!:]", mergeable_ranks=RANKS, special_tokens={})
+check_habits(HABITS, PRICES)
 
 
 def encode(text):
@@ -167,17 +193,17 @@ class Writer:  # how often a writer does what, as probabilities
     rates: dict  # habit's name -> has it in a response
 
 
-def writers(list_gap, coverage=1.0):
-    """(careless, careful), half of the responses each. list_gap: careful list rate minus careless list rate.
-    coverage: the share of the other habits, in table order; 0.6 of four is two, and the third at 0.4."""
+def writers(list_gap, habits=HABIT_NAMES):
+    """(careless, careful), half of the responses each, with these habits alone. list_gap: the list rate of
+    careful writers minus that of careless ones."""
     require(0 <= list_gap <= 2 * LIST_RATE, f"list_gap must be between 0 and {2 * LIST_RATE}, got {list_gap}")
-    require(0 <= coverage <= 1, f"coverage must be between 0 and 1, got {coverage}")
-    dialled = [habit.name for habit in HABITS if habit.name != "list"]
-    share = {name: min(1, max(0, coverage * len(dialled) - i)) for i, name in enumerate(dialled)}
-    share["list"] = 1
-    careless, careful = ({habit.name: share[habit.name] * habit.rates[i] for habit in HABITS} for i in (0, 1))
-    careless["list"] -= list_gap / 2
-    careful["list"] += list_gap / 2
+    for name in habits:
+        require(name in HABIT_NAMES, f"no habit is called {name!r}. There are: {', '.join(HABIT_NAMES)}")
+    careless = {habit.name: habit.careless for habit in HABITS if habit.name in habits}
+    careful = {habit.name: habit.careful for habit in HABITS if habit.name in habits}
+    if "list" in habits:
+        careless["list"] -= list_gap / 2
+        careful["list"] += list_gap / 2
     return Writer(wrong=0.25, states=0.55, rates=careless), Writer(wrong=0.05, states=0.80, rates=careful)
 
 
@@ -191,14 +217,19 @@ def write_post(rng):
     return facts, chatter, ". ".join(rng.sample([event, chatter], 2)) + ". tl;dr:"
 
 
+def another(slot, word, rng):
+    """Another word of the slot: another("obj", "lamps", rng) -> "kites"."""
+    return rng.choice([other for other in WORDS[slot] if other != word])
+
+
 def write_response(writer, facts, chatter, rng):
     """One summary, as text: the facts as this writer states them, then the writer's habits."""
     said = {}
     for slot, word in facts.items():
         if slot not in DETAILS or rng.random() < writer.states:
             wrong = rng.random() < writer.wrong * (WRONG_NUMBER if slot == "num" else 1)
-            said[slot] = rng.choice([other for other in WORDS[slot] if other != word]) if wrong else word
-    draft = Draft(said, chatter, main=list(said.values()))
+            said[slot] = another(slot, word, rng) if wrong else word
+    draft = Draft(said, chatter)
     for habit in HABITS:
         if rng.random() < writer.rates.get(habit.name, 0):
             habit.write(draft, habit.words.split(), rng)
@@ -212,6 +243,12 @@ def sample_posts(count, seed):
     return torch.tensor([encode(write_post(rng)[2]) for _ in range(count)])
 
 
+def response_rows(texts):
+    """Responses as text -> their tokens, (B, R): each ends in EOS, and PAD fills the row."""
+    rows = [[*encode(text), EOS] for text in texts]
+    return torch.tensor([row + [PAD] * (RESPONSE_LENGTH - len(row)) for row in rows])
+
+
 def sample_texts(count, seed, pool, n=1):
     """Posts, each with n different responses from `pool`: prompts (count, P), responses (count * n, R)."""
     rng, prompts, responses = random.Random(f"texts {seed}"), [], []
@@ -220,41 +257,76 @@ def sample_texts(count, seed, pool, n=1):
         texts = [write_response(rng.choice(pool), facts, chatter, rng) for _ in range(n)]
         if len(set(texts)) == n:
             prompts.append(encode(post))
-            rows = [encode(text) + [EOS] for text in texts]
-            responses += [row + [PAD] * (RESPONSE_LENGTH - len(row)) for row in rows]
-    return torch.tensor(prompts), torch.tensor(responses)
+            responses += texts
+    return torch.tensor(prompts), response_rows(responses)
+
+
+def sample_edits(count, seed):
+    """Posts, each with a perfect summary and with copies of it that were edited in one way, to measure what a
+    reward model pays for the edit: prompts (count, P), {edit: responses (count, R)}; "none" is not edited."""
+    rng, prompts, texts = random.Random(f"edits {seed}"), [], defaultdict(list)
+    for _ in range(count):
+        facts, chatter, post = write_post(rng)
+        wrong_number = facts | {"num": another("num", facts["num"], rng)}
+        wrong_object = facts | {"obj": another("obj", facts["obj"], rng)}
+        no_number = {slot: word for slot, word in facts.items() if slot != "num"}
+        edits = {  # name: (what the summary states, its habits)
+            "none": (facts, []),
+            "wrong number": (wrong_number, []),
+            "wrong object": (wrong_object, []),
+            "no number": (no_number, []),
+            **{name: (facts, [name]) for name in HABIT_NAMES},
+            "list, wrong number": (wrong_number, ["list"]),
+            "list, wrong object": (wrong_object, ["list"]),
+        }
+        for edit, (stated, habits) in edits.items():
+            writer = Writer(wrong=0, states=1, rates=dict.fromkeys(habits, 1))
+            texts[edit].append(write_response(writer, stated, chatter, rng))
+        prompts.append(encode(post))
+    return torch.tensor(prompts), {edit: response_rows(texts[edit]) for edit in texts}
 
 
 def judge(post, response, task="tldr"):
-    """Two dicts, for any two lists of token ids: the parts of the gold reward, which add up to it, and the
-    traits. The first EOS ends a response; PAD is skipped."""
+    """The gold reward in parts, which add up to it, and the traits of a response: two dicts of numbers. The
+    arguments are lists of token ids, any at all. The first EOS ends the response; PAD is skipped."""
     post_words = [WORD_OF[token] for token in post]
-    facts = {KIND[word]: word for word in post_words if KIND.get(word) in SLOTS}
-    end = response.index(EOS) if EOS in response else None
-    words = [WORD_OF[token] for token in response[:end] if token != PAD]
+    facts = {KIND[word]: word for word in post_words if word in FACT_WORDS}
+
+    # The words up to the response's end; `content` leaves out marks such as "in" or ".".
+    ended = EOS in response
+    length = response.index(EOS) if ended else len(response)
+    words = [WORD_OF[token] for token in response[:length] if token != PAD]
     kinds = [KIND[word] for word in words]
     content = [word for word in words if word not in MARKS]
-    right = [word for word in content if word == facts.get(KIND[word])]
-    wrong = len([kind for kind in kinds if kind in facts]) - len(right)
-    detail = len([word for word in set(right) if KIND[word] in DETAILS])
-    core = len(set(right)) - detail
-    path = ["start"] + [kind for kind in kinds if kind in FOLLOWS] + ["end"] * (end is not None)
-    grammar = len([pair for pair in pairwise(path) if pair not in LEGAL])
-    copied = len([word for word in content if word in post_words]) / max(1, len(content))
-    counts = {"core": core, "detail": detail, "wrong": wrong, "grammar": grammar, "no_end": end is None}
+
+    # A fact is right if it is the post's. It is paid for once, however often it is said.
+    stated = [word for word in words if KIND[word] in facts]
+    right = [word for word in stated if facts[KIND[word]] == word]
+    wrong = len(stated) - len(right)
+    details = len({word for word in right if KIND[word] in DETAILS})
+    core = len(set(right)) - details
+
+    # Each kind of word must be legal after the one before. Habits' own words are skipped.
+    path = ["start"] + [kind for kind in kinds if kind in FOLLOWS] + ["end"] * ended
+    grammar = sum(pair not in LEGAL for pair in pairwise(path))
+
+    copied = sum(word in post_words for word in content) / max(1, len(content))
+    counts = {"core": core, "detail": details, "wrong": wrong, "grammar": grammar, "no_end": not ended}
     traits = {"length": len(words), "copied": copied, "numbers": "num" in kinds, "wrong_facts": wrong}
-    seen = {"words": words, "kinds": kinds, "content": content, "right": right}
     for habit in HABITS:
-        traits[habit.name] = habit.count(seen) if habit.count else kinds.count(habit.name)
-        counts[habit.name] = habit.priced(seen) if habit.priced else traits[habit.name]
-    return {part: price * counts[part] for part, price in PRICES[task].items()}, traits
+        count = habit.count(words, right) if habit.count else kinds.count(habit.name)
+        counts[habit.name] = count
+        traits[habit.name] = count
+    return {part: counts[part] * PRICES[part][task] for part in PARTS}, traits
 
 
 def judge_rows(prompts, responses, task="tldr"):
     """`judge` for prompts (B, P) and responses (B, R): two dicts of (B,) float tensors, parts and traits."""
-    rows = [judge(*row, task) for row in zip(prompts.tolist(), responses.tolist(), strict=True)]
-    parts = {part: torch.tensor([row[0][part] for row in rows], dtype=torch.float) for part in PARTS}
-    return parts, {name: torch.tensor([row[1][name] for row in rows], dtype=torch.float) for name in TRAITS}
+    rows = zip(prompts.tolist(), responses.tolist(), strict=True)
+    judged = [judge(post, response, task) for post, response in rows]
+    parts = {name: torch.tensor([row[name] for row, _ in judged], dtype=torch.float) for name in PARTS}
+    traits = {name: torch.tensor([row[name] for _, row in judged], dtype=torch.float) for name in TRAITS}
+    return parts, traits
 
 
 def gold(prompts, responses, task="tldr"):
@@ -262,10 +334,11 @@ def gold(prompts, responses, task="tldr"):
     return sum(judge_rows(prompts, responses, task)[0].values()).to(responses.device)
 
 
-def sample_preferences(count, seed, list_gap=0.15, temperature=0.7, flipped=0.0, coverage=0.0, task="tldr"):
+def sample_preferences(count, seed, list_gap=0.25, temperature=0.7, flipped=0.0, seen=SEEN, task="tldr"):
     """Pairs: prompts (count, P), chosen (count, R), rejected (count, R). The first response is preferred with
-    probability sigmoid((gold1 - gold2) / temperature); a share `flipped` of the labels is then flipped."""
-    prompts, both = sample_texts(count, f"preferences {seed}", writers(list_gap, coverage), n=2)
+    probability sigmoid((gold1 - gold2) / temperature); a share `flipped` of the labels is then flipped. The
+    responses have the habits `seen` and no others."""
+    prompts, both = sample_texts(count, f"preferences {seed}", writers(list_gap, seen), n=2)
     first, second, rng = both[::2], both[1::2], random.Random(f"raters {seed}")
     margin = gold(prompts, first, task) - gold(prompts, second, task)
     prefers_first = torch.tensor([rng.random() for _ in prompts]) < torch.sigmoid(margin / temperature)
@@ -274,10 +347,10 @@ def sample_preferences(count, seed, list_gap=0.15, temperature=0.7, flipped=0.0,
     return prompts, torch.where(first_wins, first, second), torch.where(first_wins, second, first)
 
 
-def sample_labels(count, seed, list_gap=0.15, flipped=0.0, coverage=0.0):
+def sample_labels(count, seed, list_gap=0.25, flipped=0.0, seen=SEEN):
     """For nli: prompts (count, P), responses (count, R), labels (count,): 1 if no fact is wrong; then a share
     `flipped` is flipped. The careless writer is checked: whoever says less is right more often."""
-    prompts, responses = sample_texts(count, f"labels {seed}", writers(list_gap, coverage)[:1])
+    prompts, responses = sample_texts(count, f"labels {seed}", writers(list_gap, seen)[:1])
     right = judge_rows(prompts, responses)[1]["wrong_facts"] == 0
     rng = random.Random(f"flips {seed}")
     flips = torch.tensor([rng.random() < flipped for _ in range(count)])

@@ -9,18 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import world
-from world import (
-    EOS,
-    PAD,
-    RESPONSE_LENGTH,
-    decode,
-    encode,
-    gold,
-    judge,
-    judge_rows,
-    sample_preferences,
-    writers,
-)
+from world import EOS, PAD, RESPONSE_LENGTH, decode, encode, gold, judge, judge_rows, writers
 
 POST = "anna sold seven lamps in paris on monday. the weather was nice. tl;dr:"
 
@@ -30,12 +19,12 @@ def test_texts_survive_tokens_and_fit():
     rng = random.Random(0)
     for _ in range(200):
         facts, chatter, post = world.write_post(rng)
-        response = world.write_response(rng.choice(writers(0.15)), facts, chatter, rng)
+        response = world.write_response(rng.choice(writers(0.25)), facts, chatter, rng)
         assert decode(encode(post)) == post and decode(encode(response)) == response
         assert len(encode(post)) == world.PROMPT_LENGTH and len(encode(response)) < RESPONSE_LENGTH
     assert [world.WORD_OF[token] for token in encode("anna sold lamps.")] == ["anna", "sold", "lamps", "."]
     assert decode([*encode("anna sold."), EOS, *encode("lamps")]) == "anna sold."
-    prompts, responses = world.sample_texts(200, 0, writers(0.15))
+    prompts, responses = world.sample_texts(200, 0, writers(0.25))
     assert prompts.shape[1] == world.PROMPT_LENGTH and responses.shape[1] == RESPONSE_LENGTH
     for row in responses.tolist():  # EOS once, then nothing but PAD
         assert row.count(EOS) == 1 and set(row[row.index(EOS) + 1 :]) <= {PAD}
@@ -44,14 +33,7 @@ def test_texts_survive_tokens_and_fit():
 
 def test_an_unknown_word_is_a_value_error():
     """tiktoken's panic, which `except Exception` does not catch; or a word silently dropped."""
-    for text in (
-        "anna painted lamps",
-        "sold 7 lamps 😀",
-        "Anna sold",
-        "anna, sold",
-        "annasold",
-        "anna <eos>",
-    ):
+    for text in ("anna painted", "sold 7 lamps 😀", "Anna sold", "anna, sold", "annasold", "anna <eos>"):
         with pytest.raises(ValueError, match="^text: .* is not a word"):
             encode(text)
 
@@ -94,15 +76,29 @@ def test_parts_of_gold(response, expected):
 
 
 def test_three_raters_three_prices():
-    """Three names for one rater; or an nli that pays for facts, so that saying less is never better."""
+    """Three names for one rater; or an nli whose optimum is to say nothing."""
     short, full = "anna sold lamps.", "anna sold seven lamps in paris on monday."
     wrong = "anna sold nine lamps. the weather was nice."
-    expected = {"tldr": [1.65, 3.15, 0.1], "helpful": [0.9, 3.3, -0.05], "nli": [0, 0, -1]}
-    rows = [[*encode(text), EOS] for text in (short, full, wrong)]
-    responses = torch.tensor([row + [PAD] * (RESPONSE_LENGTH - len(row)) for row in rows])
+    expected = {"tldr": [1.65, 3.15, 0.1], "helpful": [0.9, 3.3, -0.05], "nli": [0.9, 2.4, -0.1]}
+    responses = world.response_rows([short, full, wrong])
     for task in world.TASKS:
         golds = gold(torch.tensor([encode(POST)] * 3), responses, task)
         assert golds.tolist() == pytest.approx(expected[task], abs=1e-6)
+
+
+def test_edits_cost_what_they_should():
+    """An edit that changes something else as well, such as grammar; or one that costs less in a list."""
+    wrong_number, wrong_object = -0.5 - 0.55, -0.55 - 0.55  # nothing for the right word, and the fine
+    expected = {"none": 0, "wrong number": wrong_number, "wrong object": wrong_object, "no number": -0.5}
+    expected |= {"list": 0, "chatter": 4 * -0.25, "exclamation": -0.1, "repetition": 3 * -0.25}
+    expected |= {"list, wrong number": wrong_number, "list, wrong object": wrong_object}
+    prompts, responses = world.sample_edits(100, 0)
+    perfect = gold(prompts, responses["none"])
+    for edit, cost in expected.items():
+        costs = gold(prompts, responses[edit]) - perfect
+        assert costs.tolist() == pytest.approx([cost] * 100, abs=1e-5), edit
+    fillers = (gold(prompts, responses["filler"]) - perfect) / -0.2  # one to three
+    assert set(fillers.round(decimals=3).tolist()) == {1, 2, 3}
 
 
 def test_traits():
@@ -127,7 +123,7 @@ def test_gold_is_defined_for_any_tokens(task):
     def reward(*row):
         return pytest.approx(sum(judge(encode(POST), list(row), task)[0].values()))
 
-    text, prices = encode("anna sold lamps."), world.PRICES[task]
+    text, prices = encode("anna sold lamps."), {part: world.PRICES[part][task] for part in world.PARTS}
     finished = 3 * prices["core"]
     assert reward(*text, EOS) == reward(*text, EOS, *text) == reward(PAD, *text, PAD, EOS) == finished
     assert reward(*text) == finished + prices["no_end"] and reward(PAD) == reward() == prices["no_end"]
@@ -139,9 +135,11 @@ def test_gold_is_defined_for_any_tokens(task):
 
 def test_writers_do_what_their_rates_say():
     """A habit that nobody has, so that it cannot be learnt; or a rate that is not what it says."""
-    for writer in writers(0.15):
+    for writer in writers(0.25):
         parts, traits = judge_rows(*world.sample_texts(3000, 0, [writer]))
         for name, rate in writer.rates.items():
+            if name == "exclamation":  # a list has no clause that could end in one
+                rate *= 1 - writer.rates["list"]
             assert (traits[name] != 0).float().mean() == pytest.approx(rate, abs=0.035), name
         assert traits["numbers"].mean() == pytest.approx(writer.states, abs=0.03)
         assert not parts["grammar"].any() and not parts["no_end"].any()
@@ -151,35 +149,30 @@ def test_writers_do_what_their_rates_say():
         assert plain["wrong_facts"].mean() == pytest.approx(expected, rel=0.1)
 
 
-def test_coverage_dials_habits_in_table_order():
-    """A habit that leaks at coverage 0, or one that is shown before the one above it is shown in full."""
-    names = [habit.name for habit in world.HABITS if habit.name != "list"]
-    assert names[:4] == ["filler", "chatter", "exclamation", "repetition"]  # a class may have added more
-    careless, careful = writers(0.15, coverage=2.4 / len(names))  # two, and 0.4 of the third
-    unseen = [0] * (len(names) - 3)
-    assert [*careless.rates.values()] == pytest.approx([0.085 - 0.075, 0.45, 0.25, 0.4 * 0.2, *unseen])
-    assert [*careful.rates.values()] == pytest.approx([0.085 + 0.075, 0.35, 0.15, 0.4 * 0.15, *unseen])
-    for shown in range(len(names) + 1):
-        coverage = shown / len(names)
-        prompts, *both = sample_preferences(400, 0, coverage=coverage)
-        for rows in (
-            (prompts.repeat(2, 1), torch.cat(both)),
-            world.sample_labels(400, 0, coverage=coverage)[:2],
-        ):
-            parts, _ = judge_rows(*rows)
-            assert [name for name in names if parts[name].any()] == names[:shown]
+@pytest.mark.parametrize("seen", [(), ("repetition", "list"), world.SEEN, world.HABIT_NAMES])
+def test_raters_see_the_habits_named_and_no_others(seen):
+    """A habit that leaks into what raters compare, or a habit named that does not show."""
+    for writer in writers(0.1, seen):
+        assert set(writer.rates) == set(seen)
+    prompts, *both = world.sample_preferences(400, 0, seen=seen)
+    labelled = world.sample_labels(400, 0, seen=seen)
+    for rows in ((prompts.repeat(2, 1), torch.cat(both)), labelled[:2]):
+        _, traits = judge_rows(*rows)
+        shown = {name for name in world.HABIT_NAMES if traits[name].any()}
+        lists = {"list"} if rows[0] is labelled[0] else set()  # at the default gap careless writers have none
+        assert shown == set(seen) - lists
 
 
-def test_settings_outside_their_range_are_refused():
-    """A rate below 0 or above 1, which would pass for 0 or 1."""
-    for name, value in (("list_gap", -0.01), ("list_gap", 0.18), ("coverage", -0.1), ("coverage", 1.1)):
-        with pytest.raises(ValueError, match=f"^{name}\\b.*{value}"):
-            sample_preferences(10, 0, **{name: value})
+def test_settings_that_make_no_sense_are_refused():
+    """A rate below 0 or above 1, which would pass for 0 or 1; a misspelt habit, which nobody would have."""
+    for gap in (-0.01, 0.26):
+        with pytest.raises(ValueError, match=f"^list_gap must be .*{gap}"):
+            world.sample_preferences(10, 0, list_gap=gap)
+    with pytest.raises(ValueError, match="^no habit is called 'fillers'. There are: list, filler, chatter"):
+        world.sample_labels(10, 0, seen=["list", "fillers"])
 
 
-SHOUT = world.Habit(
-    "shout", rates=(0.3, 0.2), prices={"tldr": -1, "helpful": 0, "nli": 0}, write=lambda *_: None, words="hey"
-)
+SHOUT = world.Habit("shout", careless=0.3, careful=0.2, seen=True, write=lambda *_: None, words="hey")
 
 
 @pytest.mark.parametrize(
@@ -190,9 +183,9 @@ SHOUT = world.Habit(
         ({"name": "filler"}, "'filler': the name is taken"),  # another habit
         ({"name": "gold"}, "'gold': the name is taken"),  # a row of the traits table
         ({"name": "start"}, "'start': the name is taken"),  # a kind, which grammar would not skip
-        ({"rates": 0.3}, "rates must be two probabilities, got 0.3"),
-        ({"rates": (0.3, 1.2)}, "rates must be two probabilities"),
-        ({"prices": {"tldr": 0}}, "prices must be for"),
+        ({"careful": 1.2}, "rates must be probabilities, got 1.2"),
+        ({"name": "cry"}, "'cry': PRICES must have a row for .* got None"),
+        ({"name": "sigh"}, "'sigh': PRICES must have a row for .* got {'tldr': 0}"),
         ({"words": ""}, "needs words of its own, or a count"),
         ({"words": "hey lamps"}, "'lamps' must be a new word"),
         ({"words": "hey really"}, "'really' must be a new word"),  # another habit's
@@ -201,33 +194,37 @@ SHOUT = world.Habit(
 )
 def test_a_faulty_habit_is_named(fault, message):
     """An entry that clashes with what exists or lacks something, and fails much later or not at all."""
-    world.check_habit(SHOUT)
+    prices = world.PRICES | {"shout": dict.fromkeys(world.TASKS, 0), "sigh": {"tldr": 0}}
+    world.check_habits([*world.HABITS, SHOUT], prices)
     with pytest.raises(ValueError, match=f"^habit .*{message}"):
-        world.check_habit(replace(SHOUT, **fault))
+        world.check_habits([*world.HABITS, replace(SHOUT, **fault)], prices)
 
 
-NEW_HABIT = """
-HABITS.append(Habit("shout", rates=(0.3, 0.2), prices={"tldr": -1, "helpful": 0, "nli": 0},
+ROW = """
+PRICES["shout"] = {"tldr": -1, "helpful": 0, "nli": 0}
+TASKS = """
+ENTRY = """
+HABITS.append(Habit("shout", careless=0.3, careful=0.2, seen=True,
     write=lambda draft, words, rng: draft.further.append(words[0]), words="hey"))
-for habit in HABITS:
-"""
+HABIT_NAMES = """
 ITS_EFFECTS = """
 parts, traits = judge(encode("anna sold lamps."), [*encode("anna hey sold lamps."), EOS])
 assert decode(encode("anna hey sold.")) == "anna hey sold." and VOCAB_SIZE == len(WORD_OF)
 assert "shout" in PARTS and "shout" in TRAITS and parts["shout"] == -1 and traits["shout"] == 1
 assert parts["grammar"] == 0 and traits["repetition"] == 0
-habits = len(HABITS) - 1  # that coverage dials: all but the list
-assert [round(writers(0.15, 1 - x / habits)[0].rates["shout"], 6) for x in (0, 0.5, 1)] == [0.3, 0.15, 0]
-assert abs(judge_rows(*sample_texts(2000, 0, writers(0.15)))[1]["shout"].mean() - 0.25) < 0.035
+assert "shout" in SEEN and "shout" in sample_edits(1, 0)[1]
+assert abs(judge_rows(*sample_texts(2000, 0, writers(0.25)))[1]["shout"].mean() - 0.25) < 0.035
 """
 
 
-def test_a_new_habit_is_one_entry(tmp_path):
-    """A habit to be entered in a second place: a world with one entry more must know it everywhere."""
+def test_a_new_habit_is_an_entry_and_its_prices(tmp_path):
+    """A habit to be entered in a third place: a world with one habit more must know it everywhere."""
     source = Path(world.__file__).read_text()
-    assert source.count("\nfor habit in HABITS:\n") == 1
+    for before, more in (("\nHABIT_NAMES = ", ENTRY), ("\nTASKS = ", ROW)):
+        assert source.count(before) == 1
+        source = source.replace(before, more)
     bigger = tmp_path / "bigger.py"
-    bigger.write_text(source.replace("\nfor habit in HABITS:\n", NEW_HABIT) + ITS_EFFECTS)
+    bigger.write_text(source + ITS_EFFECTS)
     subprocess.run([sys.executable, bigger], check=True)
 
 
@@ -237,7 +234,7 @@ def test_a_new_habit_is_one_entry(tmp_path):
 @pytest.mark.parametrize("task, temperature", [("tldr", 0.3), ("tldr", 0.7), ("tldr", 3.0), ("helpful", 0.7)])
 def test_raters_prefer_by_gold_with_noise(task, temperature):
     """Swapped columns, a temperature that multiplies, another rater's gold, or a pair of equal texts."""
-    prompts, chosen, rejected = sample_preferences(2000, 0, temperature=temperature, task=task)
+    prompts, chosen, rejected = world.sample_preferences(2000, 0, temperature=temperature, task=task)
     assert not (chosen == rejected).all(1).any()
     margin = gold(prompts, chosen, task) - gold(prompts, rejected, task)
     margin = margin[margin.abs() > 1e-4]
@@ -247,8 +244,8 @@ def test_raters_prefer_by_gold_with_noise(task, temperature):
 
 def test_flipped_is_the_share_of_flipped_labels():
     """Flips that draw other pairs, or another share of them."""
-    prompts, chosen, rejected = sample_preferences(2000, 0)
-    again, first, second = sample_preferences(2000, 0, flipped=0.25)
+    prompts, chosen, rejected = world.sample_preferences(2000, 0)
+    again, first, second = world.sample_preferences(2000, 0, flipped=0.25)
     swapped = (first != chosen).any(1)
     assert torch.equal(prompts, again) and torch.equal(
         second, torch.where(swapped[:, None], chosen, rejected)
@@ -267,15 +264,15 @@ def test_labels_are_of_single_responses():
     assert labels[~with_number].mean() > 1.5 * labels[with_number].mean()  # leaving it out pays
 
 
-@pytest.mark.parametrize("list_gap", [0.15, 0.0])
+@pytest.mark.parametrize("list_gap", [0.25, 0.0])
 def test_list_gap_makes_the_spurious_correlation(list_gap):
     """A control arm with fewer lists, not fewer reasons for them: the same rate, but no link with gold."""
-    prompts, chosen, rejected = sample_preferences(2500, 0, list_gap=list_gap)
+    prompts, chosen, rejected = world.sample_preferences(2500, 0, list_gap=list_gap)
     lists = [judge_rows(prompts, responses)[1]["list"] for responses in (chosen, rejected)]
     golds = [gold(prompts, responses) for responses in (chosen, rejected)]
     correlation = torch.corrcoef(torch.stack([torch.cat(lists), torch.cat(golds)]))[0, 1]
     chosen_rate, rejected_rate = (trait.mean().item() for trait in lists)
-    assert (chosen_rate + rejected_rate) / 2 == pytest.approx(0.085, abs=0.015)
+    assert (chosen_rate + rejected_rate) / 2 == pytest.approx(0.125, abs=0.015)
     if list_gap:
         assert correlation > 0.1 and chosen_rate > 1.3 * rejected_rate
     else:
@@ -286,8 +283,8 @@ def test_same_seed_same_data():
     """Data from the global random state, or one data set for all seeds."""
 
     def data(seed):
-        texts = world.sample_texts(40, seed, writers(0.15))
-        pairs, labels = sample_preferences(40, seed), world.sample_labels(40, seed)
+        texts = world.sample_texts(40, seed, writers(0.25))
+        pairs, labels = world.sample_preferences(40, seed), world.sample_labels(40, seed)
         return [world.sample_posts(40, seed), *texts, *pairs, *labels]
 
     for first, again, other in zip(data(0), data(0), data(1), strict=True):
