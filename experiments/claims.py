@@ -14,32 +14,52 @@ from ensemble import finetune_ensembles, pretrain_ensembles
 
 # What a policy is aligned to: its key in records, and its name in tables and figures.
 KINDS = {"single": "one reward model", "finetune": "finetune ensemble", "pretrain": "pretrain ensemble"}
+PEAK = 32  # the n at which gold of the best of n by one reward model was highest on the development seeds
 
 
 @dataclass
 class Evidence:
-    """The arrays of one world and task. P pretraining seeds, F finetuning seeds, M = P * F reward models."""
+    """The arrays of one world and task. P pretraining seeds, F finetuning seeds, M = P * F reward models; a
+    jury of J reward models of a further pretraining, which nothing is aligned to."""
 
     accuracy: np.ndarray  # (P, F), on validation pairs
     scores: np.ndarray  # (P, F, posts, n), the reward models' rewards of the SFT policy's samples
+    jury: np.ndarray  # (J, posts, n), the jury's
     gold: np.ndarray  # (posts, n), the true reward of the samples
     traits: dict  # name -> (posts, n), of the samples
+    edits: dict  # name -> what an edit of a perfect summary changes: {"models": (M,), "gold": number}
+    ranking: dict  # kind of text -> (M,), share of pairs that each model orders as gold does
     aggregate: Callable  # (members, ...) -> (...)
     runs: list = field(
         default_factory=list
-    )  # PPO runs: dicts of kind, kl_weight, kl, gold, proxy (posts,), scores (M, posts), traits ...
+    )  # PPO runs: dicts of kind, run, kl_weight, curve, members, and, by
+    # post, gold (posts,), proxy (posts,), scores (M, posts), jury (J, posts), traits {name: (posts,)}
 
     @property
     def flat(self):
         """The scores with one axis of reward models, ordered by pretraining: (M, posts, n)."""
         return self.scores.reshape(-1, *self.gold.shape)
 
+    def ensembles(self, kind):
+        """The members of every ensemble of a kind, as indices of reward models."""
+        P, F = self.scores.shape[:2]
+        grid = np.arange(P * F).reshape(P, F).tolist()
+        singles = [[member] for row in grid for member in row]
+        return {
+            "single": singles,
+            "finetune": finetune_ensembles(grid),
+            "pretrain": pretrain_ensembles(grid),
+        }[kind]
+
     def proxies(self, kind):
         """The aggregated rewards of every ensemble of a kind: (ensembles, posts, n)."""
-        if kind == "single":
-            return self.flat
-        ensembles = {"finetune": finetune_ensembles, "pretrain": pretrain_ensembles}[kind](self.scores)
-        return np.array([self.aggregate(np.array(members)) for members in ensembles])
+        return np.array([self.aggregate(self.flat[members]) for members in self.ensembles(kind)])
+
+    def relatives(self, members):
+        """The reward models that share a pretraining with a member, but are none."""
+        F = self.scores.shape[1]
+        pretrainings = {member // F for member in members}
+        return [m for m in range(len(self.flat)) if m // F in pretrainings and m not in members]
 
     def best_of_n(self, kind, values, ns):
         """Mean of `values`, (posts, n) or (ensembles, posts, n), of the best of n by a kind: (len(ns),)."""
@@ -51,12 +71,15 @@ class Evidence:
         return [run for run in self.runs if (run["kind"], run["kl_weight"]) == (kind, kl_weight)]
 
     def mean(self, name, method, kind=None, which=min):
-        """Mean of gold or a trait over a policy's texts. Methods: "SFT", "best of n" (largest n), "PPO"."""
+        """Mean of gold, the jury's reward, the proxy or a trait over a policy's texts. Methods: "SFT", "best of
+        n" (largest n), "PPO"."""
         if method == "PPO":
-            runs = [{"gold": run["gold"], **run["traits"]} for run in self.runs_of(kind, which)]
-            return np.mean([run[name].mean() for run in runs])
-        values = {"gold": self.gold, **self.traits}[name]  # (posts, n)
-        return values.mean() if method == "SFT" else self.best_of_n(kind, values, [values.shape[1]])[0]
+            return np.mean([(run | run["traits"])[name].mean() for run in self.runs_of(kind, which)])
+        values = {"gold": self.gold, "jury": self.jury.mean(0), **self.traits}  # (posts, n)
+        if method == "SFT":
+            return (self.proxies(kind) if name == "proxy" else values[name]).mean()
+        values = self.proxies(kind) if name == "proxy" else values[name]
+        return self.best_of_n(kind, values, [self.gold.shape[1]])[0]
 
 
 def pair_means(matrix, F):
@@ -87,41 +110,9 @@ def same_spread(samples, texts):
     return np.take_along_axis(samples, nearest[None, :, None], axis=-1)[..., 0]
 
 
-CLAIMS = {}
-EVERY_TASK = {"tldr": 1, "helpful": 1, "nli": 1}
-
-
-@dataclass
-class Claim:
-    """One number of a world, and the sign that the paper gives it."""
-
-    statement: str
-    measure: Callable  # Evidence -> number
-    signs: dict  # {task: 1 or -1; 0: described, not tested}, without the tasks it is not claimed for
-
-
-def claim(**signs):
-    """Decorator: a claim is a function of one world's Evidence, its docstring's first line the statement."""
-
-    def enter(function):
-        statement = function.__doc__.splitlines()[0].rstrip(".")
-        CLAIMS[function.__name__] = Claim(statement, function, signs)
-        return function
-
-    return enter
-
-
-@claim(tldr=0, helpful=0, nli=0)
-def accuracy_spread(evidence):
-    """Std of validation accuracy over reward models."""
-    return evidence.accuracy.std()
-
-
-@claim(**EVERY_TASK)
+# ----- the measures: Evidence of one world -> a number ---------------------------------------------
 def bon_self_vs_same(evidence):
-    """Reward of a text that resembles a model's pick: by that model, minus by others of its pretraining.
-
-    A pick is the highest of a model's own rewards, so on the pick itself its reward is above the others' by
+    """A pick is the highest of a model's own rewards, so on the pick itself its reward is above the others' by
     construction. Here it picks from half of the samples, and is compared on the sample of the other half
     that is most like the pick: nearest in traits, each in units of its standard deviation."""
     half = evidence.gold.shape[1] // 2
@@ -133,77 +124,167 @@ def bon_self_vs_same(evidence):
     return itself - same
 
 
-@claim(**EVERY_TASK)
 def bon_same_vs_other(evidence):
-    """Reward of a model's best-of-n pick: by others of its pretraining, minus by other pretrainings."""
+    """What others of its pretraining, and models of other pretrainings, say of a model's own picks."""
     _, same, other = pair_means(judged(evidence.flat, best_of_n(evidence.flat)), evidence.scores.shape[1])
     return same - other
 
 
-@claim(**EVERY_TASK)
-def rank_corr_shift(evidence):
-    """Rank correlation of reward models: on SFT's samples, minus on PPO's texts.
+def rank_correlations(evidence, run):
+    """[self, same, other] of `pair_means`, on SFT's samples and on a run's texts. PPO's texts are more alike, and
+    a narrow range lowers any correlation: so on SFT's side stand samples of the `same_spread`."""
+    on_sft = rank_correlation(same_spread(evidence.flat, run["scores"]))
+    return [
+        pair_means(matrix, evidence.scores.shape[1]) for matrix in (on_sft, rank_correlation(run["scores"]))
+    ]
 
-    PPO's texts are more alike, and a narrow range lowers any correlation: so on SFT's side stand samples of
-    the `same_spread`. PPO on one reward model, at the smallest KL weight; mean over all pairs of models."""
+
+def rank_corr_shift(evidence):
+    """The fall, mean over all pairs of models, for PPO on one reward model."""
     falls = []
     for run in evidence.runs_of("single"):
         on_sft = rank_correlation(same_spread(evidence.flat, run["scores"]))
-        on_ppo = rank_correlation(run["scores"])
-        falls.append((on_sft - on_ppo)[~np.eye(len(on_ppo), dtype=bool)].mean())
+        fall = on_sft - rank_correlation(run["scores"])
+        falls.append(fall[~np.eye(len(fall), dtype=bool)].mean())
     return np.mean(falls)
 
 
-@claim(**EVERY_TASK)
 def rank_corr_pretrain(evidence):
-    """Rank correlation of reward models on PPO's texts: within a pretraining, minus between pretrainings.
-
-    PPO on pretrain ensembles (`rank_corr_shift`: on one reward model), at the smallest KL weight."""
-    F = evidence.scores.shape[1]
-    means = [pair_means(rank_correlation(run["scores"]), F) for run in evidence.runs_of("pretrain")]
-    return np.mean([same - other for _, same, other in means])
-
-
-@claim(**EVERY_TASK)
-def overopt_bon(evidence):
-    """Gold of the best of n by one reward model: at n = 8, minus at the largest n."""
-    n = evidence.gold.shape[1]  # the largest; at 8, gold was highest on the development seeds
-    at_8, largest = evidence.best_of_n("single", evidence.gold, [min(8, n), n])
-    return at_8 - largest
+    """How much the lead of pairs within a pretraining over pairs between pretrainings grows."""
+    growths = []
+    for run in evidence.runs_of("pretrain"):
+        (_, same, other), (_, ppo_same, ppo_other) = rank_correlations(evidence, run)
+        growths.append((ppo_same - ppo_other) - (same - other))
+    return np.mean(growths)
 
 
-@claim(**EVERY_TASK)
-def overopt_rl(evidence):
-    """Gold of PPO on one reward model: at the largest KL weight, minus at the smallest."""
-    return evidence.mean("gold", "PPO", "single", max) - evidence.mean("gold", "PPO", "single")
+def unearned(method, kind):
+    """Measure: the rise from SFT of the reward that a policy is aligned to, minus the jury's."""
+
+    def measure(evidence):
+        rise = {
+            name: evidence.mean(name, method, kind) - evidence.mean(name, "SFT", kind)
+            for name in ("proxy", "jury")
+        }
+        return rise["proxy"] - rise["jury"]
+
+    return measure
 
 
-def difference(name, policy, other):
-    """The measure of a claim: a mean of one policy's texts minus another's; policies as for Evidence.mean."""
+def past_the_peak(kind):
+    """Measure: gold of the best of PEAK by a kind, minus of the largest n."""
+
+    def measure(evidence):
+        largest = evidence.gold.shape[1]
+        peak, end = evidence.best_of_n(kind, evidence.gold, [min(PEAK, largest), largest])
+        return peak - end
+
+    return measure
+
+
+def pressed_too_far(kind):
+    """Measure: gold of PPO on a kind at the largest KL weight, minus at the smallest."""
+    return lambda evidence: evidence.mean("gold", "PPO", kind, max) - evidence.mean("gold", "PPO", kind)
+
+
+def gain(name, policy, other):
+    """Measure: the mean of gold or a trait over one policy's texts, minus another's; see Evidence.mean."""
     return lambda evidence: evidence.mean(name, *policy) - evidence.mean(name, *other)
 
 
-for prefix, method, words in (
-    ("bon", "best of n", "Gold of the best of n"),
-    ("rl", "PPO", "Gold of PPO at the smallest KL weight"),
-):
-    for better, worse in (("finetune", "single"), ("pretrain", "finetune"), ("pretrain", "single")):
-        gain = difference("gold", (method, better), (method, worse))
-        CLAIMS[f"{prefix}_{better}_vs_{worse}"] = Claim(f"{words}: {better} minus {worse}", gain, EVERY_TASK)
+def at_kl(run, kl):
+    """Gold along a run where its KL first reaches `kl`, both smoothed over five updates."""
+    window = np.full(min(5, len(run["curve"]["kl"])), 1.0)
+    smooth = {
+        name: np.convolve(run["curve"][name], window / window.sum(), "valid") for name in ("kl", "gold")
+    }
+    return np.interp(kl, np.maximum.accumulate(smooth["kl"]), smooth["gold"])
 
-for trait, words, signs in (
-    ("list", "Share of lists", {"tldr": 1, "helpful": 1}),  # none planted in what nli's raters see
-    ("numbers", "Share of responses with a number", {"tldr": 1, "helpful": 1, "nli": -1}),
-    ("length", "Tokens in a response", {"tldr": 1, "helpful": 1, "nli": -1}),
-    ("wrong_facts", "Wrong facts in a response", EVERY_TASK),
-):
-    herding = difference(trait, ("PPO", "pretrain"), ("SFT",))
-    CLAIMS[f"herd_{trait}"] = Claim(f"{words}: PPO on pretrain ensembles, minus SFT", herding, signs)
+
+def gain_at_equal_kl(better, worse):
+    """Measure: gold of PPO at the smallest KL weight, run by run where both have gone equally far: at the KL
+    that the nearer of the two ends at."""
+
+    def measure(evidence):
+        gains = []
+        for run, other in zip(evidence.runs_of(better), evidence.runs_of(worse), strict=True):
+            kl = min(np.mean(r["curve"]["kl"][-5:]) for r in (run, other))
+            gains.append(at_kl(run, kl) - at_kl(other, kl))
+        return np.mean(gains)
+
+    return measure
+
+
+def list_hides_errors(evidence):
+    """What a wrong number and a wrong object cost in a sentence, minus in a list; mean over the models."""
+    pay, costs = {edit: change["models"] for edit, change in evidence.edits.items()}, {}
+    for fact in ("number", "object"):
+        costs[fact] = pay[f"list, wrong {fact}"] - pay["list"] - pay[f"wrong {fact}"]
+    return np.mean(list(costs.values()))
+
+
+# ----- the claims ---------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Claim:
+    """One number of a world, and on which side of 0 it should be."""
+
+    id: str
+    statement: str
+    measure: Callable  # Evidence -> number
+    signs: dict  # {task: 1 or -1; 0: described, not tested}, without the tasks that it is not made for
+    paper: tuple = ()  # the tasks for which the paper makes it; for the others it is ours
+
+
+PAIRWISE = ("tldr", "helpful")  # the paper's tables of overoptimisation and ensembles are of these two
+EVERY_TASK = {"tldr": 1, "helpful": 1, "nli": 1}
+BEST, PPO = "the best of n", "PPO at the smallest KL weight"
+PAIRS = [("finetune", "single"), ("pretrain", "finetune"), ("pretrain", "single")]
+
+CLAIMS = [
+    # Underspecification: alike on the raters' pairs, unlike under alignment.
+    Claim("accuracy_spread", "Std of validation accuracy over reward models",
+          lambda evidence: evidence.accuracy.std(), dict.fromkeys(EVERY_TASK, 0), tuple(EVERY_TASK)),
+    Claim("bon_self_vs_same",
+          "Reward of a text that resembles a model's pick: by that model, minus by others of its pretraining",
+          bon_self_vs_same, EVERY_TASK, tuple(EVERY_TASK)),
+    Claim("bon_same_vs_other",
+          "Reward of a model's best-of-n pick: by others of its pretraining, minus by other pretrainings",
+          bon_same_vs_other, EVERY_TASK, tuple(EVERY_TASK)),
+    Claim("rank_corr_shift", "Rank correlation of reward models: on SFT's samples, minus on texts of PPO on one of them",
+          rank_corr_shift, EVERY_TASK, PAIRWISE),
+    Claim("rank_corr_pretrain", "Rank correlation within minus between pretrainings: on PPO's texts, minus on SFT's samples",
+          rank_corr_pretrain, EVERY_TASK, PAIRWISE),
+    # Overoptimisation, of one reward model and of pretrain ensembles.
+    *(Claim(f"overopt_{id}_jury_{kind}", f"Rise of its own reward minus the jury's, {words} by {KINDS[kind]}",
+            unearned(method, kind), EVERY_TASK, PAIRWISE if kind == "single" else ())
+      for kind in ("single", "pretrain") for id, method, words in (("bon", "best of n", "best of n"), ("rl", "PPO", "PPO"))),
+    *(Claim(f"overopt_bon_{kind}", f"Gold of the best of n by {KINDS[kind]}: n = {PEAK}, minus the largest n",
+            past_the_peak(kind), EVERY_TASK, PAIRWISE if kind == "single" else ()) for kind in ("single", "pretrain")),
+    *(Claim(f"overopt_rl_{kind}", f"Gold of PPO on {KINDS[kind]}: the largest KL weight, minus the smallest",
+            pressed_too_far(kind), EVERY_TASK, PAIRWISE if kind == "single" else ()) for kind in ("single", "pretrain")),
+    # Ensembles help.
+    *(Claim(f"{id}_{better}_vs_{worse}", f"Gold of {words}: {better} minus {worse}",
+            gain("gold", (method, better), (method, worse)), EVERY_TASK, PAIRWISE)
+      for id, method, words in (("bon", "best of n", BEST), ("rl", "PPO", PPO)) for better, worse in PAIRS),
+    *(Claim(f"rl_{better}_vs_{worse}_at_kl", f"Gold of PPO where both are at the same KL: {better} minus {worse}",
+            gain_at_equal_kl(better, worse), EVERY_TASK) for better, worse in PAIRS),
+    # What all members share stays.
+    Claim("herd_list", "Share of lists: PPO on pretrain ensembles, minus SFT",
+          gain("list", ("PPO", "pretrain"), ("SFT",)), {"tldr": 1, "helpful": 1}, ("helpful",)),
+    Claim("herd_list_vs_single", "Share of lists: PPO on pretrain ensembles, minus on one reward model",
+          gain("list", ("PPO", "pretrain"), ("PPO", "single")), {"tldr": 1, "helpful": 1}),
+    Claim("herd_length", "Tokens in a response: PPO on pretrain ensembles, minus SFT",
+          gain("length", ("PPO", "pretrain"), ("SFT",)), {"tldr": 1, "nli": -1}, ("tldr", "nli")),
+    Claim("herd_numbers", "Share of responses with a number: PPO on pretrain ensembles, minus SFT",
+          gain("numbers", ("PPO", "pretrain"), ("SFT",)), {"nli": -1}, ("nli",)),
+    Claim("list_hides_errors", "What a wrong fact costs by the reward models, in a sentence minus in a list",
+          list_hides_errors, {"tldr": 1, "helpful": 1}),
+]  # fmt: skip
 
 
 def measure(evidence, task):
     """{id: number} of a task's claims; None where a world is too small to say (one pretraining)."""
-    numbers = {id: float(c.measure(evidence)) for id, c in CLAIMS.items() if task in c.signs}
+    numbers = {claim.id: float(claim.measure(evidence)) for claim in CLAIMS if task in claim.signs}
     return {id: number if np.isfinite(number) else None for id, number in numbers.items()}
 
 
@@ -233,32 +314,75 @@ def verdict(numbers, sign):
     return "reproduced" if (low > 0) == (sign > 0) else "opposite"
 
 
+def is_fragile(numbers, sign):
+    """Would the verdict "reproduced" be lost if any one of the worlds were left out?"""
+    without = [numbers[:i] + numbers[i + 1 :] for i in range(len(numbers))]
+    return verdict(numbers, sign) == "reproduced" and any(verdict(x, sign) != "reproduced" for x in without)
+
+
 def claims_table(records):
-    """The rows of a task, from its records, one per world: dicts of id, statement, sign, numbers, mean,
-    low, high, median, agree (in how many worlds the number has the claim's sign), verdict."""
-    rows = []
-    for id, c in CLAIMS.items():
-        numbers = [r["claims"][id] for r in records if r["claims"].get(id) is not None]
+    """The rows of a task, from its records, one per world: dicts of id, statement, paper, sign, numbers, mean,
+    low, high, median, agree (in how many worlds the number has the claim's sign), verdict, fragile."""
+    rows, task = [], records[0]["task"]
+    for claim in CLAIMS:
+        numbers = [r["claims"][claim.id] for r in records if r["claims"].get(claim.id) is not None]
         if numbers:
-            sign = c.signs[records[0]["task"]]
-            row = {"id": id, "statement": c.statement, "sign": sign, "numbers": numbers}
-            row["mean"], row["low"], row["high"] = interval(numbers)
-            row["median"] = float(np.median(numbers))
-            row["agree"] = sum(number * sign > 0 for number in numbers)
-            row["verdict"] = verdict(numbers, sign)
-            rows.append(row)
+            sign, (mean, low, high) = claim.signs[task], interval(numbers)
+            rows.append({
+                "id": claim.id, "statement": claim.statement, "paper": task in claim.paper, "sign": sign,
+                "numbers": numbers, "mean": mean, "low": low, "high": high, "median": float(np.median(numbers)),
+                "agree": sum(number * sign > 0 for number in numbers),
+                "verdict": verdict(numbers, sign), "fragile": is_fragile(numbers, sign),
+            })  # fmt: skip
     return rows
 
 
+# ----- what tables and figures show ---------------------------------------------------------------
+def correlation_with_gold(evidence):
+    """On SFT's samples: of one reward model (mean), and of the mean of all."""
+    scores, gold = evidence.flat.reshape(len(evidence.flat), -1), evidence.gold.ravel()
+    one = np.mean([np.corrcoef(x, gold)[0, 1] for x in scores])
+    return {"one": one, "all": np.corrcoef(scores.mean(0), gold)[0, 1]}
+
+
+def ranked_as_gold(scores, gold):
+    """Share of pairs that each model orders as gold does: (M, posts, n), (posts, n) -> (M,). A pair: a post's
+    first and second response, its third and fourth, ...; those of equal gold do not count."""
+    n = gold.shape[-1] // 2 * 2
+    difference, truth = (x[..., 1:n:2] - x[..., 0:n:2] for x in (scores, gold))
+    return (difference * truth > 0)[:, truth != 0].mean(-1)
+
+
+def ranked_on_ppo(evidence):
+    """`ranked_as_gold` on what the runs at the smallest KL weight answer to a post, two runs of a kind a pair."""
+    runs = [run for kind in KINDS for run in evidence.runs_of(kind)]
+    scores, gold = (np.stack([run[name] for run in runs], axis=-1) for name in ("scores", "gold"))
+    return ranked_as_gold(scores, gold)
+
+
 def best_of_n_curves(evidence):
-    """Gold and proxy of the best of n: {"n": [...], "kl": [...], kind: {"gold": [...], "proxy": [...]}}."""
+    """For every n, of the best of n by a kind: {"n": [...], "kl": [...], kind: {quantity: [...]}}. Quantities:
+    gold; proxy, the reward that picks; same, by models of its pretrainings that are no members (none for
+    finetune ensembles); jury."""
     N = evidence.gold.shape[1]
     ns = [n for n in (1, 2, 4, 8, 16, 32, 64, 128, 256) if n < N] + [N]
     curves = {"n": ns, "kl": [bon_kl(n) for n in ns]}
     for kind in KINDS:
-        values = {"gold": evidence.gold, "proxy": evidence.proxies(kind)}
+        values = {"gold": evidence.gold, "proxy": evidence.proxies(kind), "jury": evidence.jury.mean(0)}
+        relatives = [evidence.relatives(members) for members in evidence.ensembles(kind)]
+        if all(relatives):
+            values["same"] = np.array([evidence.flat[models].mean(0) for models in relatives])
         curves[kind] = {name: evidence.best_of_n(kind, x, ns).tolist() for name, x in values.items()}
     return curves
+
+
+def summary_of(evidence, run):
+    """What a record keeps of a PPO run: its curve, and at its end means over the posts, of the quantities of
+    `best_of_n_curves`."""
+    kept = {name: run[name] for name in ("kind", "run", "kl_weight", "members", "kl", "curve")}
+    kept |= {name: run[name].mean() for name in ("proxy", "gold", "jury")}
+    relatives = evidence.relatives(run["members"])
+    return kept | ({"same": run["scores"][relatives].mean()} if relatives else {})
 
 
 def trait_table(evidence):

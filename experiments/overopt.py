@@ -29,7 +29,7 @@ import numpy as np
 import report
 import torch
 import world
-from claims import Evidence
+from claims import KINDS, Evidence
 from pool import Pool, cluster, processes, saved, write_whole
 
 from ensemble import AGGREGATORS, Ensemble, aggregate, finetune_ensembles, pretrain_ensembles
@@ -40,6 +40,9 @@ from rm import RewardModel, accuracy, normalise, train_pointwise, train_rm
 CONTEXT = world.PROMPT_LENGTH + world.RESPONSE_LENGTH  # tokens
 VALIDATION_PAIRS = 1000
 PPO_PROMPTS = 4096  # posts that PPO draws its prompts from
+PROBES = 200  # posts on which edits, and pairs of texts, are tried
+FILM_POSTS = 50  # posts that a film may be about
+CURVE = ("kl", "proxy", "gold", "explained_variance")  # what is kept of every update of PPO
 
 
 # ----- settings -----------------------------------------------------------------------------------
@@ -55,14 +58,15 @@ class Settings:
     width: int = setting(64, "width of the policy")
     rm_width: int = setting(64, "width of the reward models")
     layers: int = setting(2, "layers of every transformer")
-    heads: int = setting(2, "attention heads of every transformer")
+    heads: int = setting(8, "attention heads of every transformer")
     pretrain_seeds: int = setting(5, "pretrainings of reward models, not the policy's")
     pretrain_texts: int = setting(20000, "texts for each pretraining, and for SFT")
     pretrain_steps: int = setting(1200, "updates of a pretraining")
     sft_steps: int = setting(200, "updates of supervised finetuning of the policy")
-    list_gap: float = setting(0.15, "list rate: careful writers minus careless ones")
+    list_gap: float = setting(0.25, "list rate: careful writers minus careless ones")
     # preferences and reward models
     finetune_seeds: int = setting(5, "reward models for each pretraining")
+    jury: int = setting(3, "reward models of a further pretraining, which nothing is aligned to")
     pairs: int = setting(3000, "preference pairs for training")
     rm_epochs: int = setting(4, "passes over the pairs")
     rm_batch: int = setting(32, "pairs per update; for nli twice as many responses")
@@ -70,13 +74,13 @@ class Settings:
     eta: float = setting(0.01, "weight of the Bradley-Terry loss's centring term")
     label_temperature: float = setting(0.7, "raters' noise, a softmax temperature")
     flipped: float = setting(0.0, "share of labels that are flipped")
-    coverage: float = setting(0.0, "share of habits that raters see, lists apart")
+    seen: tuple[str, ...] = setting(world.SEEN, f"habits that raters see, of {', '.join(world.HABIT_NAMES)}")
     # the SFT policy's samples
     prompts: int = setting(256, "posts that best-of-n and PPO's policies answer")
     n: int = setting(64, "samples of each post, for best-of-n")
     # PPO
-    kl_weights: tuple[float, ...] = setting((0.02, 0.1), "weights beta of the KL penalty")
-    ppo_runs: int = setting(4, "PPO runs of a kind at the smallest KL weight")
+    kl_weights: tuple[float, ...] = setting((0.005, 0.02, 0.1), "weights beta of the KL penalty")
+    ppo_runs: int = setting(2, "PPO runs of a kind at each KL weight")
     ppo_updates: int = setting(40, "updates of a PPO run")
     ppo_batch: int = setting(128, "responses per update")
     aggregator: str = setting("mean", "how ensembles aggregate")
@@ -84,12 +88,12 @@ class Settings:
     def __post_init__(self):
         for name, value in vars(self).items():
             least = 2 if name in ("prompts", "n") else 1 if isinstance(value, int) else 0
-            for number in value if isinstance(value, tuple) else [value]:
-                if name != "aggregator" and not least <= number < inf:
+            for number in value if name == "kl_weights" else [value]:
+                if name not in ("aggregator", "seen") and not least <= number < inf:
                     raise ValueError(f"{flag(name)} must be >= {least}, got {number}")
         for width in (self.width, self.rm_width):  # what they are for says what else is wrong: now, not later
             Config(world.VOCAB_SIZE, CONTEXT, width, self.layers, self.heads)
-        world.writers(self.list_gap, self.coverage)
+        world.writers(self.list_gap, self.seen)
 
 
 # What --quick changes
@@ -152,9 +156,9 @@ def judgements(s, task, count, seed):
     """What raters say: prompts, chosen, rejected of `count` pairs; nli: prompts, responses, labels, of twice
     as many responses."""
     if task == "nli":
-        return world.sample_labels(2 * count, seed, s.list_gap, s.flipped, s.coverage)
+        return world.sample_labels(2 * count, seed, s.list_gap, s.flipped, s.seen)
     noise = (s.label_temperature, s.flipped)
-    return world.sample_preferences(count, seed, s.list_gap, *noise, s.coverage, task)
+    return world.sample_preferences(count, seed, s.list_gap, *noise, s.seen, task)
 
 
 def train_reward_model(config, state, task, training, validation, sft, train_config, eta, seed, f, device):
@@ -191,22 +195,30 @@ def score(config, states, posts, responses, device):
 
 def align(config, sft, rm_config, states, aggregator, ppo_config, task, posts, seed, kind, run, device):
     """PPO from the SFT policy on the aggregated rewards of some reward models, then one response to each of
-    `posts`: {kind, run, kl_weight, "curve": kl, proxy and gold of every update, "kl": to SFT in nats per
-    response, "responses" (posts, R)}. Runs of the same number see the same prompts in the same order."""
+    `posts`: {kind, run, kl_weight, "curve": {name: numbers} over the updates, "kl": to SFT in nats per
+    response, "responses" (posts, R), "frames": its responses to the first FILM_POSTS posts at each of
+    `film_updates`, (posts * frames, R)}. Runs of the same number see the same prompts in the same order."""
     policy, reference = (language_model(config, sft, device) for _ in range(2))
     reward = Ensemble([reward_model(rm_config, state, device) for state in states], aggregator)
     prompts = world.sample_posts(PPO_PROMPTS, seed_for(seed, "ppo posts")).to(device)
     gold = partial(world.gold, task=task)
-    updates = list(ppo(policy, reward, prompts, ppo_config, gold, desc=None))  # it trains as it yields
-    posts, generator = (
-        posts.to(device),
-        torch.Generator(device).manual_seed(seed_for(seed, "evaluation", run)),
-    )
-    responses = sample(policy, posts, world.RESPONSE_LENGTH, generator)
+    posts = posts.to(device)
+
+    def answer(posts):
+        generator = torch.Generator(device).manual_seed(seed_for(seed, "evaluation", run))
+        return sample(policy, posts, world.RESPONSE_LENGTH, generator)
+
+    updates, frames = [], [answer(posts[:FILM_POSTS])]
+    for update in ppo(policy, reward, prompts, ppo_config, gold, desc=None):  # it trains as it yields
+        updates.append(update)
+        if len(updates) in film_updates(ppo_config.updates):
+            frames.append(answer(posts[:FILM_POSTS]))
+    responses = answer(posts)
     with torch.no_grad():
         log_ratio = log_probs(policy, posts, responses) - log_probs(reference, posts, responses)
-    curve = {name: [update[name] for update in updates] for name in ("kl", "proxy", "gold")}
+    curve = {name: [update[name] for update in updates] for name in CURVE}
     found = {"kind": kind, "run": run, "kl_weight": ppo_config.beta, "curve": curve}
+    found["frames"] = torch.stack(frames, dim=1).flatten(0, 1)
     return found | {"kl": log_ratio.sum(1).mean().item(), "responses": responses}
 
 
@@ -216,8 +228,9 @@ def make_world(s, seed, task, device, pool):
     trained = train_models(s, seed, task, device, pool)
     evidence = best_of_n(trained, pool)
     evidence.runs = align_policies(trained, evidence, pool)
-    record = record_of(trained, evidence)
-    pool.say(report.post_lines(record["texts"][0]))
+    evidence.ranking["PPO's texts"] = claims.ranked_on_ppo(evidence)
+    record = record_of(trained, evidence, make_film(trained, evidence, pool))
+    pool.say(report.film_lines(record["film"]))
     policy = saved({"config": asdict(trained.config), "state": trained.sft})
     return record, bank_of(trained, evidence), policy
 
@@ -237,7 +250,8 @@ class Trained:
     bank: torch.Tensor  # (posts * n, R), the SFT policy's samples
     calibration: tuple  # other posts, and a sample for each: reward models are normalised on these
     states: list  # M = P * F reward models, ordered by pretraining: F of the first, F of the second, ...
-    accuracies: list  # M
+    jury: list  # reward models of a further pretraining
+    accuracies: list  # M, of the reward models that are no jury
     ceiling: float  # gold's own accuracy: labels are noisy, and its ties, 1 pair in 18, count as wrong
 
 
@@ -248,11 +262,14 @@ def train_models(s, seed, task, device, pool):
     config, rm_config = shapes
     texts = (s.pretrain_texts, s.list_gap)
 
-    # 1. Language models: one becomes the policy, each of the others the trunk of F reward models.
-    say(f"World {seed}, {task}: {P + 1} language models learn to write posts and summaries.")
-    names = [(config, "policy"), *((rm_config, p) for p in range(P))]
+    # 1. Language models: one becomes the policy, one the trunk of the jury, the others those of F reward
+    #    models each.
+    say(f"World {seed}, {task}: {P + 2} language models learn to write posts and summaries.")
+    pretrainings = [*range(P), "jury"]
+    names = [(config, "policy"), *((rm_config, p) for p in pretrainings)]
     jobs = [(shape, s.pretrain_steps, *texts, seed, name, device) for shape, name in names]
     policy, *pretrained = pool.map(pretrain, jobs)
+    pretrained = dict(zip(pretrainings, pretrained, strict=True))
 
     # 2. The SFT policy, and its samples. Best-of-n picks from the bank, and PPO answers the same posts; on
     #    samples for other posts, reward models are normalised.
@@ -267,32 +284,49 @@ def train_models(s, seed, task, device, pool):
     bank, answers = pool.map(draw_samples, [(config, sft, *draw, device) for draw in draws])
 
     # 3. Reward models: every pretraining with every finetuning seed.
-    say(f"{P * F} reward models learn from the raters: {P} pretrainings x {F} finetunings.")
+    say(f"{P} x {F} reward models learn from the raters, and a jury of {s.jury} that nothing is aligned to.")
     training = judgements(s, task, s.pairs, seed_for(seed, "training"))
     validation = judgements(s, task, VALIDATION_PAIRS, seed_for(seed, "validation"))
     steps, batch = ceil(s.pairs * s.rm_epochs / s.rm_batch), s.rm_batch * (2 if task == "nli" else 1)
     data = (task, training, validation, (others, answers))
     learn = (*data, TrainConfig(steps, batch, s.rm_lr), s.eta)
-    jobs = [(rm_config, pretrained[p], *learn, seed, f, device) for p in range(P) for f in range(F)]
-    found = pool.map(train_reward_model, jobs)
-    states, accuracies = ([model[name] for model in found] for name in ("state", "accuracy"))
+    seeds = [(p, f) for p in range(P) for f in range(F)] + [("jury", f) for f in range(s.jury)]
+    found = pool.map(train_reward_model, [(rm_config, pretrained[p], *learn, seed, f, device) for p, f in seeds])
+    states, jury = ([model["state"] for model in models] for models in (found[: P * F], found[P * F :]))
+    accuracies = [model["accuracy"] for model in found[: P * F]]
     ceiling = agreement(partial(world.gold, task=task), validation, task)
     say(report.accuracy_line(accuracies, ceiling))
     samples = (posts, bank, (others, answers))
-    return Trained(s, seed, task, device, config, rm_config, sft, *samples, states, accuracies, ceiling)
+    return Trained(s, seed, task, device, config, rm_config, sft, *samples, states, jury, accuracies, ceiling)
 
 
 def best_of_n(trained, pool):
-    """Every reward model scores every sample: the Evidence for best-of-n."""
-    s, posts, bank = trained.settings, trained.posts, trained.bank
-    jobs = [(trained.rm_config, [state], posts, bank, trained.device) for state in trained.states]
-    scores = torch.cat(pool.map(score, jobs))
-    gold, traits = judge(posts.repeat_interleave(s.n, 0), bank, trained.task)
+    """Every reward model scores every sample, and texts that probe what it has learned: the Evidence."""
+    s, seed, M = trained.settings, trained.seed, len(trained.states)
+    raters = world.writers(s.list_gap, s.seen)[: 1 if trained.task == "nli" else 2]
+    edit_posts, edits = world.sample_edits(PROBES, seed_for(seed, "edits"))
+    texts = {  # posts, and n responses to each
+        "SFT's samples": (trained.posts, trained.bank),
+        "raters' texts": world.sample_texts(PROBES, seed_for(seed, "raters' texts"), raters, n=2),
+        "all habits": world.sample_texts(PROBES, seed_for(seed, "all habits"), world.writers(s.list_gap), n=2),
+        "edits": (edit_posts, torch.stack(list(edits.values()), dim=1).flatten(0, 1)),
+    }
+    scores, gold, traits = {}, {}, {}
+    for name, (posts, responses) in texts.items():
+        models = trained.states + trained.jury
+        jobs = [(trained.rm_config, [state], posts, responses, trained.device) for state in models]
+        scores[name] = to_numpy(torch.cat(pool.map(score, jobs))).reshape(len(models), len(posts), -1)
+        gold[name], traits[name] = judge(posts, responses, trained.task)
+    paid, price = ((x - x[..., :1]).mean(-2) for x in (scores["edits"][:M], gold["edits"]))
+    samples, kinds_of_text = "SFT's samples", ("raters' texts", "all habits", "SFT's samples")
     evidence = Evidence(
         accuracy=np.reshape(trained.accuracies, (s.pretrain_seeds, s.finetune_seeds)),
-        scores=to_numpy(scores).reshape(s.pretrain_seeds, s.finetune_seeds, s.prompts, s.n),
-        gold=gold.reshape(s.prompts, s.n),
-        traits={name: trait.reshape(s.prompts, s.n) for name, trait in traits.items()},
+        scores=scores[samples][:M].reshape(s.pretrain_seeds, s.finetune_seeds, s.prompts, s.n),
+        jury=scores[samples][M:],
+        gold=gold[samples],
+        traits=traits[samples],
+        edits={edit: {"models": paid[:, i], "gold": price[i]} for i, edit in enumerate(edits)},
+        ranking={name: claims.ranked_as_gold(scores[name][:M], gold[name]) for name in kinds_of_text},
         aggregate=partial(aggregate_arrays, AGGREGATORS[s.aggregator]),
     )
     pool.say(report.best_of_n_lines(claims.best_of_n_curves(evidence)))
@@ -304,31 +338,31 @@ def align_policies(trained, evidence, pool):
     s, t, posts, seed = trained.settings, trained, trained.posts, trained.seed
     pool.say("PPO: a line for each run, from its first update to its last, on its training posts.")
     sizes = {"updates": s.ppo_updates, "batch_size": s.ppo_batch, "minibatch_size": max(1, s.ppo_batch // 2)}
+    sizes["max_new_tokens"] = world.RESPONSE_LENGTH
     jobs, cases = [], ppo_cases(s)
     for kind, run, kl_weight, members in cases:
-        ppo_config = PPOConfig(
-            kl_weight, **sizes, max_new_tokens=world.RESPONSE_LENGTH, seed=seed_for(seed, "ppo", run)
-        )
+        ppo_config = PPOConfig(kl_weight, seed=seed_for(seed, "ppo", run), **sizes)
         reward = (t.rm_config, [t.states[m] for m in members], AGGREGATORS[s.aggregator])
         jobs.append((t.config, t.sft, *reward, ppo_config, t.task, posts, seed, kind, run, t.device))
     runs = pool.map(align, jobs, tell=report.ppo_line)
-    scored = pool.map(score, [(t.rm_config, t.states, posts, run["responses"], t.device) for run in runs])
+    models = t.states + t.jury
+    scored = pool.map(score, [(t.rm_config, models, posts, run["responses"], t.device) for run in runs])
     for (*_, members), run, scores in zip(cases, runs, scored, strict=True):
-        run["gold"], run["traits"] = judge(posts, run["responses"], t.task)
-        run["members"], run["scores"] = members, to_numpy(scores)
-        run["proxy"] = evidence.aggregate(run["scores"][members])
+        gold, traits = judge(posts, run["responses"], t.task)
+        run["gold"], run["traits"] = gold[:, 0], {name: trait[:, 0] for name, trait in traits.items()}
+        run["scores"], run["jury"] = np.split(to_numpy(scores), [len(t.states)])
+        run["members"], run["proxy"] = members, evidence.aggregate(run["scores"][members])
     return runs
 
 
 def ppo_cases(s):
     """(kind, run, KL weight, members) of every PPO run. Run i is on pretrain ensemble i, on finetune ensemble
-    i, and on the one reward model in both. Larger KL weights, where runs differ less, get half as many."""
+    i, and on the one reward model in both."""
     P, F = s.pretrain_seeds, s.finetune_seeds
     grid = np.arange(P * F).reshape(P, F).tolist()
     cases = []
     for kl_weight in sorted(s.kl_weights):
-        runs = s.ppo_runs if kl_weight == min(s.kl_weights) else (s.ppo_runs + 1) // 2
-        for run in range(runs):
+        for run in range(s.ppo_runs):
             finetune = finetune_ensembles(grid)[run % P]
             pretrain = pretrain_ensembles(grid)[run % F]
             single = [member for member in pretrain if member in finetune]
@@ -337,11 +371,42 @@ def ppo_cases(s):
     return cases
 
 
+def make_film(trained, evidence, pool):
+    """One post, and what the first run of each kind at the smallest KL weight makes of it on its way: {"post",
+    kind: {"members", "frames": [{update, kl, text, proxy, gold, jury, "scores" of all reward models}]}}. Of
+    FILM_POSTS it is the post on which PPO on one reward model raises proxy minus gold most, each in its std."""
+    t, posts, M = trained, trained.posts[:FILM_POSTS], len(trained.states)
+    runs = {kind: evidence.runs_of(kind)[0] for kind in KINDS}
+    jobs = [(t.rm_config, t.states + t.jury, posts, run["frames"], t.device) for run in runs.values()]
+    scored = [to_numpy(scores).reshape(len(scores), len(posts), -1) for scores in pool.map(score, jobs)]
+    golds = [judge(posts, run["frames"], t.task)[0] for run in runs.values()]
+    proxies = [evidence.aggregate(x[run["members"]]) for x, run in zip(scored, runs.values(), strict=True)]
+    gap = proxies[0] / evidence.proxies("single").std() - golds[0] / evidence.gold.std()
+    post = (gap[:, -1] - gap[:, 0]).argmax()
+    film = {"post": world.decode(posts[post])}
+    for (kind, run), scores, gold, proxy in zip(runs.items(), scored, golds, proxies, strict=True):
+        texts, frames = run["frames"].view(*gold.shape, -1)[post], []
+        for i, update in enumerate([0, *film_updates(t.settings.ppo_updates)]):
+            frames.append({
+                "update": update, "kl": run["curve"]["kl"][max(0, update - 1)], "text": world.decode(texts[i]),
+                "proxy": proxy[post, i], "gold": gold[post, i], "jury": scores[M:, post, i].mean(),
+                "scores": scores[:M, post, i],
+            })  # fmt: skip
+        film[kind] = {"members": run["members"], "frames": frames}
+    return film
+
+
+def film_updates(updates):
+    """After which updates a film shows the policy, besides before the first: 40 -> [5, 10, 20, 40]."""
+    return sorted({ceil(updates / parts) for parts in (8, 4, 2, 1)})
+
+
 def judge(posts, responses, task):
-    """Gold reward (B,) and traits {name: (B,)} of responses, as arrays."""
-    parts, traits = world.judge_rows(posts, responses, task)
-    gold = sum(part.double() for part in parts.values())
-    return to_numpy(gold).round(5), {name: to_numpy(trait) for name, trait in traits.items()}
+    """Gold (posts, n) and traits {name: (posts, n)} of n responses to each post, as arrays."""
+    n = len(responses) // len(posts)
+    parts, traits = world.judge_rows(posts.repeat_interleave(n, 0), responses, task)
+    gold = to_numpy(sum(part.double() for part in parts.values())).round(5)
+    return gold.reshape(-1, n), {name: to_numpy(trait).reshape(-1, n) for name, trait in traits.items()}
 
 
 def to_numpy(tensor):
@@ -355,50 +420,24 @@ def aggregate_arrays(aggregator, scores):
 
 
 # ----- what a world leaves ------------------------------------------------------------------------
-def record_of(trained, evidence):
+def record_of(trained, evidence, film):
     """A world's record, as it is in JSON."""
-    accuracy = {
-        "mean": np.mean(trained.accuracies),
-        "std": np.std(trained.accuracies),
-        "ceiling": trained.ceiling,
-    }
+    accuracies, settings = trained.accuracies, asdict(trained.settings)
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-    settings = asdict(trained.settings)
     head = {"seed": trained.seed, "task": trained.task, "settings": settings, "versions": versions}
     return head | rounded({
         "device": trained.device,
-        "accuracy": accuracy,
+        "accuracy": {"mean": np.mean(accuracies), "std": np.std(accuracies), "ceiling": trained.ceiling},
+        "correlation": claims.correlation_with_gold(evidence),
         "claims": claims.measure(evidence, trained.task),
+        "gold_std": evidence.gold.std(),
         "best_of_n": claims.best_of_n_curves(evidence),
         "traits": claims.trait_table(evidence),
-        "ppo": [summary_of(run) for run in evidence.runs],
-        "texts": [texts_of(trained, evidence, post) for post in range(min(3, len(trained.posts)))],
+        "ppo": [claims.summary_of(evidence, run) for run in evidence.runs],
+        "edits": evidence.edits,
+        "ranking": evidence.ranking,
+        "film": film,
     })  # fmt: skip
-
-
-def summary_of(run):
-    """What a record keeps of a PPO run: means over the posts, and its curve."""
-    kept = {name: run[name] for name in ("kind", "run", "kl_weight", "kl", "curve")}
-    return kept | {name: run[name].mean() for name in ("proxy", "gold")}
-
-
-def texts_of(trained, evidence, post):
-    """A post and what each policy made of it: {"post", "responses": [{policy, text, proxy, gold}]}.
-
-    proxy: the reward by what the policy was aligned to; for SFT's sample by the pretrain ensemble."""
-    gold = evidence.gold[post]
-    samples = trained.bank.view(*evidence.gold.shape, -1)[post]
-    best, ppo = [], []
-    for kind in ("single", "pretrain"):
-        run = evidence.runs_of(kind)[0]
-        proxy = evidence.aggregate(evidence.flat[run["members"], post])  # (n,)
-        pick = proxy.argmax()
-        best.append((f"best of {len(gold)}, {kind}", samples[pick], proxy[pick], gold[pick]))
-        ppo.append((f"PPO, {kind}", run["responses"][post], run["proxy"][post], run["gold"][post]))
-    responses = []
-    for policy, tokens, r, g in [("SFT", samples[0], proxy[0], gold[0]), *best, *ppo]:  # proxy: pretrain's
-        responses.append({"policy": policy, "text": world.decode(tokens), "proxy": r, "gold": g})
-    return {"post": world.decode(trained.posts[post]), "responses": responses}
 
 
 def bank_of(trained, evidence):
@@ -423,7 +462,7 @@ def rounded(x):
     """x as JSON has it, plain lists and numbers; floats with five decimals, so that a file is short."""
     if isinstance(x, dict):
         return {name: rounded(value) for name, value in x.items()}
-    if isinstance(x, list | tuple):
+    if isinstance(x, list | tuple | np.ndarray):
         return [rounded(value) for value in x]
     return round(float(x), 5) if isinstance(x, float) else x
 
@@ -445,7 +484,9 @@ def add_flags(parser):
     add("--out", type=Path, help="the folder for results, in runs/ by default")
     add("--quick", action="store_true", help="smaller defaults, where two are given")
     for f in fields(Settings):
-        options = {"type": float, "nargs": "+"} if f.name == "kl_weights" else {"type": f.type}
+        options = {"type": f.type}
+        if f.name in ("kl_weights", "seen"):
+            options = {"type": type(f.default[0]), "nargs": "*" if f.name == "seen" else "+"}
         options["choices"] = AGGREGATORS if f.name == "aggregator" else None
         quick = f", quick {QUICK[f.name]}" if f.name in QUICK else ""
         add(flag(f.name), help=f"{f.metadata['help']} (default {f.default}{quick})", **options)

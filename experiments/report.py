@@ -19,7 +19,7 @@ from claims import KINDS, claims_table
 from pool import write_whole
 from world import TASKS
 
-KEYS = set("seed task settings accuracy claims best_of_n traits ppo texts".split())
+KEYS = set("seed task settings accuracy claims best_of_n traits ppo film".split())
 
 
 def write_json(record, path):
@@ -88,18 +88,22 @@ def best_of_n_lines(curves):
 
 
 def ppo_line(run):
-    """A PPO run: how proxy and gold went, and where they and the KL ended."""
+    """A PPO run: how proxy and gold went, where they and the KL ended, and how well the critic predicts."""
     curve, where = run["curve"], f"{run['kind']}, KL weight {run['kl_weight']:g}"
     bars = [f"{name} {sparkline(curve[name])} {curve[name][-1]:5.2f}" for name in ("proxy", "gold")]
-    return f"  {where:>24}  {bars[0]}  {bars[1]}  KL {curve['kl'][-1]:4.1f}"
+    critic = np.mean(curve["explained_variance"][-5:])
+    return f"  {where:>25}  {bars[0]}  {bars[1]}  KL {curve['kl'][-1]:4.1f}  critic {critic:.2f}"
 
 
-def post_lines(text):
-    """A post and what each policy made of it; proxy is the reward that the policy was aligned to."""
-    lines = [f"A post: {text['post']}", f"    {'':>22}  proxy   gold"]
-    for response in text["responses"]:
-        policy, proxy, gold = response["policy"], response["proxy"], response["gold"]
-        lines.append(f"    {policy:>22} {proxy:6.2f} {gold:6.2f}  {response['text']}")
+def film_lines(film):
+    """One post, and what PPO on each kind of reward makes of it on its way."""
+    lines = [f"A post: {film['post']}"]
+    for kind, name in KINDS.items():
+        lines.append(f"  PPO on {'a ' * (kind != 'single')}{name}")
+        lines.append("    update    KL  proxy   gold")
+        for frame in film[kind]["frames"]:
+            numbers = f"{frame['kl']:5.1f} {frame['proxy']:6.2f} {frame['gold']:6.2f}"
+            lines.append(f"    {frame['update']:6} {numbers}  {frame['text']}")
     return "\n".join(lines)
 
 
