@@ -54,16 +54,18 @@ def test_aggregators():
     expected = {"mean": [4, 4], "median": [2.5, 4], "min": [1, 4], "mean_minus_std": [4 - std, 4]}
     assert set(expected) == set(AGGREGATORS)
     for name, values in expected.items():
-        assert AGGREGATORS[name](scores).tolist() == aggregate(name, scores).tolist() == pytest.approx(values)
-        assert AGGREGATORS[name](scores[:1]).tolist() == aggregate(name, scores[:1]).tolist() == [10, 4]
+        assert aggregate(AGGREGATORS[name], scores).tolist() == pytest.approx(values)
+        assert AGGREGATORS[name](scores[:1]).tolist() == [10, 4]
 
 
-def test_an_aggregator_of_ones_own(monkeypatch, rms, prompts, responses):
-    """An aggregator to be registered in a second place: a line in the table, or a function, is enough."""
-    monkeypatch.setitem(AGGREGATORS, "max", lambda scores: scores.amax(0))
-    expected = Ensemble(rms).scores(prompts, responses).max(0).values
-    assert torch.equal(Ensemble(rms, "max")(prompts, responses), expected)
-    assert torch.equal(Ensemble(rms, lambda scores: scores.amax(0))(prompts, responses), expected)
+def test_an_aggregator_of_ones_own(rms, prompts, responses):
+    """An aggregator that is not called, or called on one member, where an unbiased std is NaN."""
+    best, std = (
+        Ensemble(rms, lambda rewards: rewards.amax(0)),
+        Ensemble(rms[:1], lambda rewards: rewards.std(0)),
+    )
+    assert torch.equal(best(prompts, responses), best.scores(prompts, responses).max(0).values)
+    assert torch.equal(std(prompts, responses), std.scores(prompts, responses)[0])
 
 
 def test_finetune_and_pretrain_ensembles():
@@ -75,12 +77,18 @@ def test_finetune_and_pretrain_ensembles():
     assert pretrain_ensembles(["abc"]) == [["a"], ["b"], ["c"]]
 
 
-def test_errors(rms, prompts, responses):
-    """A misspelt aggregator, or a response without a last token, noticed much later."""
-    with pytest.raises(ValueError, match="one of mean, median, min, mean_minus_std, got 'avg'"):
-        Ensemble(rms, "avg")
-    with pytest.raises(ValueError, match="responses: 11 rows, no multiple of the 12 prompts"):
-        Ensemble(rms).scores(prompts, responses[:11])
+@pytest.mark.parametrize("rows, columns, message", [(11, 6, "11, 6.* 12"), (0, 6, "0, 6"), (12, 0, "12, 0")])
+def test_responses_that_answer_no_prompts_are_refused(rms, prompts, responses, rows, columns, message):
+    """Responses scored after other prompts, or a mean over no texts, noticed much later."""
+    with pytest.raises(ValueError, match=f"responses: .*{message}"):
+        Ensemble(rms).scores(prompts, responses[:rows, :columns])
+
+
+def test_texts_out_of_form_are_refused(rms, prompts, responses):
+    """A response without a last token; a prompt with PAD, which no model has read in training."""
     responses[5] = 9
-    with pytest.raises(ValueError, match="a row has no token"):
+    with pytest.raises(ValueError, match="responses: a row has no token"):
+        Ensemble(rms).scores(prompts, responses)
+    prompts[3, 0] = 9
+    with pytest.raises(ValueError, match="prompts must hold tokens and no PAD"):
         Ensemble(rms).scores(prompts, responses)
