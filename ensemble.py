@@ -35,9 +35,8 @@ AGGREGATORS = {"mean": mean, "median": median, "min": minimum, "mean_minus_std":
 
 
 def aggregate(aggregator, rewards):
-    """M members' rewards as one, (M, ...) -> (...): aggregate(minimum, rewards=[[1, 5], [3, 2]]) -> [1, 2].
-    A single member's are returned as they are: an aggregator of yours may be NaN for one (unbiased std)."""
-    return rewards[0] if len(rewards) == 1 else aggregator(rewards)
+    """M members' rewards as one, (M, ...) -> (...). aggregate(minimum, rewards=[[1, 5], [3, 2]]) -> [1, 2]"""
+    return rewards[0] if len(rewards) == 1 else aggregator(rewards)  # an unbiased std of one would be NaN
 
 
 class Ensemble:

@@ -287,5 +287,4 @@ def train_lm(model, texts, config, seed, prompt_length=1, desc="language model")
         prompts, responses = texts[:, :prompt_length], texts[:, prompt_length:]
         return -log_probs(model, prompts, responses).sum() / (responses != model.config.pad).sum()
 
-    lengths = (texts != model.config.pad).sum(1)
-    return train(model, loss_fn, [texts], lengths, config, seed, desc)
+    return train(model, loss_fn, [texts], (texts != model.config.pad).sum(1), config, seed, desc)

