@@ -240,7 +240,7 @@ def sample(model, prompts, max_new_tokens, generator, n=1, temperature=1.0):
 def minibatches(lengths, batch_size, steps, generator):
     """The rows that each step trains on, a list of index tensors: pass after pass over all N rows, each in a
     new order. A batch has rows of similar length, because PAD takes as much time as text; lengths: (N,).
-    minibatches(lengths=[5, 1, 4, 2, 3], batch_size=2, steps=3, generator) -> [[4, 2], [0], [1, 3]], say."""
+    minibatches(lengths=[5, 1, 4, 2, 3], batch_size=2, steps=3, generator=g) -> [[4, 2], [0], [1, 3]]."""
     if len(lengths) == 0:
         raise ValueError("there are no rows to train on")
     batches = []
@@ -255,8 +255,7 @@ def minibatches(lengths, batch_size, steps, generator):
 
 def train(model, loss_fn, data, lengths, config, seed, desc):
     """The training loop of every model: AdamW on loss_fn(*minibatch). `data`: tensors with N rows each, of
-    these `lengths` (N,) in tokens; `seed` sets their order. `desc`: of the progress bar, None for none.
-    Returns the loss of every step, (steps,)."""
+    `lengths` (N,), shuffled by `seed`. `desc`: of the progress bar, or None. Returns the losses, (steps,)."""
     adamw = {"betas": (0.9, 0.98), "weight_decay": config.weight_decay, "fused": True}
     optimizer = torch.optim.AdamW(model.parameters(), config.lr, **adamw)
     warmup_steps = max(1, round(config.warmup * config.steps))

@@ -33,7 +33,7 @@ class PPOConfig:  # settings of a PPO run
     lam: float = 0.95  # GAE's lambda
     temperature: float = 1.0  # in rollout, reference and update alike
     max_new_tokens: int = 24
-    grad_clip: float = 1.0  # largest norm of the gradient
+    grad_clip: float = 1.0  # largest norm of the gradient, of the policy's and of the critic's
     seed: int = 0  # prompts, samples and shuffles
 
     def __post_init__(self):
@@ -129,11 +129,11 @@ class ActorCritic(nn.Module):
 def rollout(model, reference, reward, prompts, config, generator):
     """One response to each prompt, and what the update needs of it: a dict of (B, R) tensors, except prompts
     (B, P) and scores (B,). The only place that calls the reward function."""
-    policy = model.policy
+    policy, pad = model.policy, model.policy.config.pad
     # 1. Sample responses.
     responses = sample(policy, prompts, config.max_new_tokens, generator, temperature=config.temperature)
-    responses = trim(responses, policy.config.pad)
-    mask = responses != policy.config.pad
+    responses = trim(responses, pad)
+    mask = responses != pad
     batch = {"prompts": prompts, "responses": responses, "mask": mask}
     # 2. Their log-probabilities under the policy and under the reference, and the values.
     logp, values = model(prompts, responses, config.temperature)
@@ -150,7 +150,7 @@ def rollout(model, reference, reward, prompts, config, generator):
 
 
 def minibatch_loss(model, mb, config):
-    """PPO's loss of one minibatch of a rollout -> (loss, mean probability ratio, share of clipped tokens)."""
+    """A minibatch of a rollout -> (loss of actor plus critic, mean probability ratio, share of clipped tokens)."""
     logp, values = model(mb["prompts"], mb["responses"], config.temperature)
     log_ratio = logp - mb["logp"]
     actor_loss, clip_fraction = policy_loss(log_ratio, mb["advantages"], mb["mask"], config.clip)
@@ -183,7 +183,8 @@ def ppo(policy, reward, prompts, config, gold=None, desc="ppo"):
                 loss, ratio, clip_fraction = minibatch_loss(model, mb, config)
                 optimizer.zero_grad()
                 loss.backward()
-                nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
+                for part in (policy, model.critic):  # apart, or the critic's gradient shrinks the policy's
+                    nn.utils.clip_grad_norm_(part.parameters(), config.grad_clip)
                 optimizer.step()
                 statistics.append((ratio, clip_fraction))
         ratio, clip_fraction = (torch.stack(s).mean().item() for s in zip(*statistics, strict=True))

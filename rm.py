@@ -64,9 +64,9 @@ def pointwise_loss(rewards, labels):
 def train_rm(rm, prompts, chosen, rejected, config, seed, eta=0.01, desc="reward model"):
     """Bradley-Terry training in place on N pairs, (N, P), (N, R), (N, R); `seed` sets the order of the data.
     Returns the loss of every step, in nats per pair. ValueError on equal responses: they teach nothing."""
-    equal = (chosen == rejected).all(1).nonzero()[:, 0].tolist()
-    if equal:
-        raise ValueError(f"chosen equals rejected in {len(equal)} pairs, the first of them row {equal[0]}")
+    equal = (chosen == rejected).all(1)
+    if equal.any():
+        raise ValueError(f"chosen equals rejected in {equal.sum()} pairs")
     check_texts(rm.config, prompts, torch.cat([chosen, rejected]))
 
     def loss_fn(prompts, chosen, rejected):
