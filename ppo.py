@@ -150,7 +150,7 @@ def rollout(model, reference, reward, prompts, config, generator):
 
 
 def minibatch_loss(model, mb, config):
-    """A minibatch of a rollout -> (loss of actor plus critic, mean probability ratio, share of clipped tokens)."""
+    """A minibatch of a rollout -> (actor's plus critic's loss, mean ratio, share of clipped tokens)."""
     logp, values = model(mb["prompts"], mb["responses"], config.temperature)
     log_ratio = logp - mb["logp"]
     actor_loss, clip_fraction = policy_loss(log_ratio, mb["advantages"], mb["mask"], config.clip)
