@@ -11,8 +11,7 @@ import copy
 import torch
 from torch.func import functional_call, stack_module_state, vmap
 
-from policy import trim
-from rm import check_responses, last_token
+from policy import check_texts, trim
 
 
 # An aggregator is any pure function (M, ...) -> (...) over the member axis. Add yours, here and below.
@@ -36,8 +35,8 @@ AGGREGATORS = {"mean": mean, "median": median, "min": minimum, "mean_minus_std":
 
 
 def aggregate(aggregator, rewards):
-    """(M, ...) -> (...); one member: itself. minimum, [[1, 5], [3, 2]] -> [1, 2]."""
-    return rewards[0] if len(rewards) == 1 else aggregator(rewards)  # yours may be NaN for one: unbiased std
+    """M members' rewards as one, (M, ...) -> (...). aggregate(minimum, rewards=[[1, 5], [3, 2]]) -> [1, 2]"""
+    return rewards[0] if len(rewards) == 1 else aggregator(rewards)  # an unbiased std of one would be NaN
 
 
 class Ensemble:
@@ -60,9 +59,7 @@ class Ensemble:
     def scores(self, prompts, responses):
         """Every member's reward of n responses to each prompt: (B, P), (B * n, R) -> (M, B * n).
         Kernel launches limit a GPU: all members at once. Memory limits a CPU: one at a time, small chunks."""
-        if len(responses) % len(prompts):
-            raise ValueError(f"responses: {len(responses)} rows, no multiple of the {len(prompts)} prompts")
-        check_responses(responses, self.skeleton.config.pad)
+        check_texts(self.skeleton.config, prompts, responses)
         if responses.device.type == "cpu":
             return torch.stack([member_scores(rm, prompts, responses) for rm in self.rms])
         prompts = prompts.repeat_interleave(len(responses) // len(prompts), 0)
@@ -80,17 +77,16 @@ def member_scores(rm, prompts, responses, chunk_size=64):
     by_length = (responses != pad).sum(1).argsort(stable=True)
     for rows in by_length.split(chunk_size):
         chunk = trim(responses[rows], pad)
-        hidden = rm.trunk.last_hidden_state(chunk, last_token(chunk, pad), cache.select(rows // n))
-        rewards[rows] = rm.score(hidden)
+        rewards[rows] = rm.score(rm.trunk(chunk, cache.select(rows // n)), chunk)
     return rewards
 
 
 def finetune_ensembles(grid):
-    """One ensemble per pretraining, a row of the grid: ["ab", "cd"] -> [["a", "b"], ["c", "d"]]."""
+    """An ensemble of each row of the grid: finetune_ensembles(["ab", "cd"]) -> [["a", "b"], ["c", "d"]]."""
     return [list(row) for row in grid]
 
 
 def pretrain_ensembles(grid):
     """One ensemble per diagonal of the grid: one member per pretraining, their finetuning seeds all different
-    if there are enough (our choice). ["ab", "cd"] -> [["a", "d"], ["b", "c"]]."""
+    if there are enough (our choice). pretrain_ensembles(grid=["ab", "cd"]) -> [["a", "d"], ["b", "c"]]."""
     return [[row[(f + p) % len(row)] for p, row in enumerate(grid)] for f in range(len(grid[0]))]

@@ -32,16 +32,19 @@ def test_kl_estimators_are_exact_in_expectation():
     exact, log_ratio = 0.373384, (p / q).log()  # .7 ln 7/3 + .2 ln 2/3 + .1 ln 1/4
     assert (p * log_ratio).sum().item() == pytest.approx(exact, abs=1e-5)
     assert (p * ppo.kl_k3(log_ratio)).sum().item() == pytest.approx(exact, abs=1e-5)
-    assert (ppo.kl_k3(log_ratio) >= 0).all()
+    assert (ppo.kl_k3(torch.linspace(-1e-3, 1e-3, 1001)) >= 0).all()  # where exp(x) - 1 is mere rounding
 
 
 def test_pads_never_count():
-    """Pads in a mean or a std: the huge numbers beyond the mask must change nothing."""
+    """Pads in a mean, a std or a variance: the huge numbers beyond the mask must change nothing."""
     mask = torch.tensor([[True, True, True], [True, False, False]])
     x = torch.tensor([[1.0, 2, 3], [6, 1e6, -1e6]])
     assert ppo.masked_mean(x, mask) == 3
     expected = torch.tensor([[-2.0, -1, 0], [3, 0, 0]]) / 3.5**0.5  # variance (4 + 1 + 0 + 9) / 4
     torch.testing.assert_close(ppo.masked_whiten(x, mask), expected)
+    assert ppo.explained_variance(x - 8, x, mask) == 1  # a constant offset costs nothing
+    values = torch.tensor([[1.0, 2, 3], [2, 0, 0]])  # errors 0, 0, 0, 4: squares around their mean 3 + 9
+    assert ppo.explained_variance(values, x, mask).item() == pytest.approx(1 - 12 / 14)
 
 
 def test_the_score_sits_on_the_last_real_token():
@@ -118,7 +121,7 @@ def test_the_record(model, prompts):
     after_one_update = copy.deepcopy(model)
     record = next(run)
     texts = record.pop("prompts"), record.pop("responses")
-    names = "update kl kl_k3 proxy gold entropy ratio clip_fraction"
+    names = "update kl kl_k3 proxy gold entropy explained_variance ratio clip_fraction"
     assert set(record) == set(names.split()) and record["update"] == 1
     logp, ref_logp = log_probs(after_one_update, *texts, 0.7), log_probs(start, *texts, 0.7)
     assert record["kl"] == pytest.approx((logp - ref_logp).sum(1).mean().item(), abs=1e-5)
@@ -152,17 +155,18 @@ def test_same_seed_same_numbers(config, prompts):
 def test_a_bad_reward_is_refused(model, prompts):
     """A NaN that makes all weights NaN, found an hour later; or (B, 1) rewards, which broadcast to (B, B)."""
     nan, tall = torch.full((32,), torch.nan), torch.ones(32, 1)
-    for bad, message in ((nan, "32 of 32"), (tall, r"shape \(32,\), got \(32, 1\)")):
+    for bad, message in ((nan, "nan"), (tall, r"shape \(32,\)")):
         run = ppo.ppo(model, lambda prompts, responses, bad=bad: bad, prompts, SMALL)
         with pytest.raises(ValueError, match=f"^reward.*{message}"):
             next(run)
 
 
-def test_senseless_settings_are_refused():
-    """A run that is paid for KL, or that trains nothing and says so nowhere."""
-    for name in ("beta", "updates", "batch_size", "epochs", "minibatch_size"):
-        with pytest.raises(ValueError, match=f"^{name} must be .*, got -1"):
-            replace(SMALL, **{name: -1})
+def test_senseless_input_is_refused(model, prompts):
+    """A run that is paid for KL, or one without prompts."""
+    with pytest.raises(ValueError, match="^beta must be >= 0, got -1"):
+        replace(SMALL, beta=-1)
+    with pytest.raises(ValueError, match="^prompts must hold tokens and no PAD"):
+        next(ppo.ppo(model, share_of_3, prompts[:0], SMALL))
 
 
 # ----- devices ------------------------------------------------------------------------------------
@@ -185,9 +189,9 @@ class OnlyOn(TorchDispatchMode):
         return result
 
 
-def everything_on(device):
-    """Models and inputs on a device, in one namespace."""
-    model = LanguageModel(Config(vocab_size=10, context=16, width=16), seed=0).to(device)
+def everything_on(device, dtype=torch.float):
+    """Models of a dtype and inputs on a device, in one namespace."""
+    model = LanguageModel(Config(vocab_size=10, context=16, width=16), seed=0).to(device, dtype)
     rms = [rm.RewardModel(model.trunk, seed) for seed in range(3)]
     ensemble = Ensemble(rms)
     actor = ppo.ActorCritic(model)
@@ -195,7 +199,6 @@ def everything_on(device):
     responses = torch.tensor([[1, 2, 8, 9, 9], [3, 3, 3, 3, 3]]).to(device)
     rows = torch.tensor([1, 0]).to(device)
     x, mask = torch.ones(2, 5, device=device), responses != 9
-    last = rm.last_token(responses, 9)
     batch = {"prompts": prompts, "responses": responses, "mask": mask}
     batch |= dict.fromkeys(("logp", "values", "advantages", "returns"), x)
     return SimpleNamespace(**locals())
@@ -205,9 +208,7 @@ CALLS = {
     "logits": lambda on: on.model(on.responses),
     "cache": lambda on: on.model(on.responses, on.model.trunk.prefill(on.prompts)[1].select(on.rows)),
     "sample_token": lambda on: policy.sample_token(on.x, None),
-    "score": lambda on: on.rms[0].score(on.model.trunk.last_hidden_state(on.responses, on.last)),
     "log_probs": lambda on: log_probs(on.model, on.prompts, on.responses, 0.7),
-    "lm_loss": lambda on: policy.lm_loss(on.model, on.prompts, on.responses),
     "reward model": lambda on: on.rms[0](on.prompts, on.responses),
     "bradley_terry_loss": lambda on: rm.bradley_terry_loss(on.x, on.x),
     "pointwise_loss": lambda on: rm.pointwise_loss(on.x, on.x),
@@ -231,6 +232,16 @@ def test_no_tensor_is_made_on_another_device(name, device):
         if result.requires_grad:
             result.sum().backward()
     assert result.device.type == device
+
+
+@pytest.mark.parametrize("dtype", [torch.double, torch.bfloat16])
+def test_models_follow_the_trunks_dtype(dtype):
+    """A float32 head on a trunk of another dtype, which fails at its first forward pass."""
+    on = everything_on("cpu", dtype)
+    for name in ("logits", "cache", "log_probs", "reward model", "actor critic", "mean"):
+        assert CALLS[name](on).dtype == dtype, name
+    samples = policy.sample(on.model, on.prompts, 6, torch.Generator().manual_seed(0), n=2)
+    assert on.ensemble.scores(on.prompts, samples).dtype == dtype
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -92,8 +92,9 @@ def test_training_learns_a_preference_and_leaves_the_pretraining_alone(model, rm
     "row, message",
     [
         ([9, 9, 9, 9, 9, 9], "responses: a row has no token"),
-        ([3, 9, 8, 9, 9, 9], "responses: a row has PAD before its end"),
-        (None, "chosen equals rejected in 1 pairs, the first of them row 5"),
+        ([3, 9, 8, 9, 9, 9], "responses: a row goes on after EOS or PAD"),
+        ([3, 8, 3, 9, 9, 9], "responses: a row goes on after EOS or PAD"),
+        (None, "chosen equals rejected in 1 pairs"),
     ],
 )
 def test_rows_that_cannot_be_scored_are_refused(rm, prompts, responses, row, message):

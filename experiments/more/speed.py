@@ -37,14 +37,12 @@ MEMBERS, ROWS, BON = 25, 512, 64  # reward models; full rows; posts of best-of-n
 POLICY_STEPS, STEPS = 300, 10  # of training the policy, for samples of natural length; in a call of lm_step
 
 
-def flops(config, start, end, outputs, skipped=0):
+def flops(config, start, end, outputs):
     """Floating-point operations to read the tokens start to end - 1 of a text whose first `start` were read
     before, and to compute so many outputs of the head. In a layer each token meets 12 D^2 weights, and 2 D
-    numbers of each token so far: two operations each. `skipped` tokens do without the last MLP, 8 D^2 of the
-    weights (last_hidden_state). Arguments are numbers, or (B,) tensors for B texts."""
+    numbers of each token so far: two operations each. Arguments are numbers, or (B,) tensors for B texts."""
     D, tokens_met = config.width, (end * (end + 1) - start * (start + 1)) / 2
-    blocks = config.layers * (24 * D**2 * (end - start) + 4 * D * tokens_met)
-    return blocks - 16 * D**2 * skipped + 2 * D * outputs
+    return config.layers * (24 * D**2 * (end - start) + 4 * D * tokens_met) + 2 * D * outputs
 
 
 def make_models(device):
@@ -73,17 +71,19 @@ def make_workloads(device):
     # What is needed. A text's last token is predicted, not read; a backward pass is two forward passes.
     count, size = partial(flops, config), 8192 if device == "cuda" else 2048
     L, T = (drawn != config.pad).sum(1).double(), (batch != config.pad).sum(1).double() - 1
-    prompt, response = count(0, P, V, P - 1), count(P, P + L - 1, V * (L - 1))
-    reward, score = count(0, P + R, 1), count(0, P + R, 1, P + R - 2)  # of a full row; score: in two parts
+    prompt, response = count(0, P, V), count(P, P + L - 1, V * (L - 1))
+    reward = count(0, P + R, 1)  # of a full row
     endless_row = prompt + count(P, P + R - 1, V * (R - 1))
-    bon_rewards = BON * count(0, P, 0, P - 1) + count(P, P + L, 1, L - 1).sum()
-    log_probs = count(0, P + L - 1, V * L)  # PPO: of policy and reference, then with gradients
-    update = prompt + response + 5 * count(0, P + L, 1, P + L - 2) + (2 + 3 * c.epochs) * log_probs
+    bon_rewards = BON * count(0, P, 0) + count(P, P + L, 1).sum()
+    # PPO: the reference's log-probs, then the policy's and the critic's values, and these with gradients.
+    log_probs, values = count(0, P + L - 1, V * L), count(0, P + L - 1, L)
+    update = prompt + response + 5 * count(0, P + L, 1) + log_probs
+    update += (1 + 3 * c.epochs) * (log_probs + values)
     a, b = torch.randn(2, size, size, device=device)
     workloads = {
         "gemm": (f"a product of {size} x {size} matrices", partial(torch.matmul, a, b), 1, 2 * size**3),
         "score": (f"{MEMBERS} reward models x {ROWS} full rows of {P + R} tokens",
-            partial(ensemble.scores, posts, full), MEMBERS * ROWS, MEMBERS * ROWS * score),
+            partial(ensemble.scores, posts, full), MEMBERS * ROWS, MEMBERS * ROWS * reward),
         "score_bon": (f"{MEMBERS} reward models x {BON} posts x {BON} samples",
             partial(ensemble.scores, posts[:BON], drawn), MEMBERS * BON**2, MEMBERS * bon_rewards),
         "sample_full": (f"{ROWS} posts x {R} tokens, never an end",
