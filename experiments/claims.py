@@ -71,8 +71,8 @@ class Evidence:
         return [run for run in self.runs if (run["kind"], run["kl_weight"]) == (kind, kl_weight)]
 
     def mean(self, name, method, kind=None, which=min):
-        """Mean of gold, the jury's reward, the proxy or a trait over a policy's texts. Methods: "SFT", "best of
-        n" (largest n), "PPO"."""
+        """Mean of gold, the jury's reward, the proxy or a trait over a policy's texts. Methods: "SFT",
+        "best of n" (largest n), "PPO"."""
         if method == "PPO":
             return np.mean([(run | run["traits"])[name].mean() for run in self.runs_of(kind, which)])
         values = {"gold": self.gold, "jury": self.jury.mean(0), **self.traits}  # (posts, n)
@@ -112,8 +112,8 @@ def same_spread(samples, texts):
 
 # ----- the measures: Evidence of one world -> a number ---------------------------------------------
 def bon_self_vs_same(evidence):
-    """A pick is the highest of a model's own rewards, so on the pick itself its reward is above the others' by
-    construction. Here it picks from half of the samples, and is compared on the sample of the other half
+    """A pick is the highest of a model's own rewards, so on the pick itself its reward is above the others'
+    by construction. Here it picks from half of the samples, and is compared on the sample of the other half
     that is most like the pick: nearest in traits, each in units of its standard deviation."""
     half = evidence.gold.shape[1] // 2
     traits = np.stack([trait / (trait.std() + 1e-9) for trait in evidence.traits.values()], axis=-1)
@@ -131,8 +131,8 @@ def bon_same_vs_other(evidence):
 
 
 def rank_correlations(evidence, run):
-    """[self, same, other] of `pair_means`, on SFT's samples and on a run's texts. PPO's texts are more alike, and
-    a narrow range lowers any correlation: so on SFT's side stand samples of the `same_spread`."""
+    """[self, same, other] of `pair_means`, on SFT's samples and on a run's texts. PPO's texts are more alike,
+    and a narrow range lowers any correlation: so on SFT's side stand samples of the `same_spread`."""
     on_sft = rank_correlation(same_spread(evidence.flat, run["scores"]))
     return [
         pair_means(matrix, evidence.scores.shape[1]) for matrix in (on_sft, rank_correlation(run["scores"]))
@@ -235,10 +235,32 @@ class Claim:
     paper: tuple = ()  # the tasks for which the paper makes it; for the others it is ours
 
 
-PAIRWISE = ("tldr", "helpful")  # the paper's tables of overoptimisation and ensembles are of these two
+PAIRWISE = ("tldr", "helpful")  # the paper's tables of overoptimisation and of ensembles are of these two
 EVERY_TASK = {"tldr": 1, "helpful": 1, "nli": 1}
-BEST, PPO = "the best of n", "PPO at the smallest KL weight"
-PAIRS = [("finetune", "single"), ("pretrain", "finetune"), ("pretrain", "single")]
+BEST, SFT, PPO = "best of n", "SFT", "PPO"
+
+
+def claims_of_kind(kind):
+    """Overoptimisation of one reward model, or of ensembles."""
+    name, paper = KINDS[kind], PAIRWISE if kind == "single" else ()
+    for id, method in (("bon", BEST), ("rl", PPO)):
+        words = f"Rise of its own reward minus the jury's, {method} by {name}"
+        yield Claim(f"overopt_{id}_jury_{kind}", words, unearned(method, kind), EVERY_TASK, paper)
+    words = f"Gold of the best of n by {name}: n = {PEAK}, minus the largest n"
+    yield Claim(f"overopt_bon_{kind}", words, past_the_peak(kind), EVERY_TASK, paper)
+    words = f"Gold of PPO on {name}: the largest KL weight, minus the smallest"
+    yield Claim(f"overopt_rl_{kind}", words, pressed_too_far(kind), EVERY_TASK, paper)
+
+
+def claims_of_ensembles(better, worse):
+    """One kind of ensemble against another, or against one reward model."""
+    name, words = f"{better}_vs_{worse}", f"{better} minus {worse}"
+    best, ppo = (gain("gold", (method, better), (method, worse)) for method in (BEST, PPO))
+    yield Claim(f"bon_{name}", f"Gold of the best of n: {words}", best, EVERY_TASK, PAIRWISE)
+    yield Claim(f"rl_{name}", f"Gold of PPO at the smallest KL weight: {words}", ppo, EVERY_TASK, PAIRWISE)
+    equal = gain_at_equal_kl(better, worse)
+    yield Claim(f"rl_{name}_at_kl", f"Gold of PPO where both are at the same KL: {words}", equal, EVERY_TASK)
+
 
 CLAIMS = [
     # Underspecification: alike on the raters' pairs, unlike under alignment.
@@ -250,33 +272,28 @@ CLAIMS = [
     Claim("bon_same_vs_other",
           "Reward of a model's best-of-n pick: by others of its pretraining, minus by other pretrainings",
           bon_same_vs_other, EVERY_TASK, tuple(EVERY_TASK)),
-    Claim("rank_corr_shift", "Rank correlation of reward models: on SFT's samples, minus on texts of PPO on one of them",
+    Claim("rank_corr_shift",
+          "Rank correlation of reward models: on SFT's samples, minus on texts of PPO on one of them",
           rank_corr_shift, EVERY_TASK, PAIRWISE),
-    Claim("rank_corr_pretrain", "Rank correlation within minus between pretrainings: on PPO's texts, minus on SFT's samples",
+    Claim("rank_corr_pretrain",
+          "Rank correlation within minus between pretrainings: on PPO's texts, minus on SFT's samples",
           rank_corr_pretrain, EVERY_TASK, PAIRWISE),
-    # Overoptimisation, of one reward model and of pretrain ensembles.
-    *(Claim(f"overopt_{id}_jury_{kind}", f"Rise of its own reward minus the jury's, {words} by {KINDS[kind]}",
-            unearned(method, kind), EVERY_TASK, PAIRWISE if kind == "single" else ())
-      for kind in ("single", "pretrain") for id, method, words in (("bon", "best of n", "best of n"), ("rl", "PPO", "PPO"))),
-    *(Claim(f"overopt_bon_{kind}", f"Gold of the best of n by {KINDS[kind]}: n = {PEAK}, minus the largest n",
-            past_the_peak(kind), EVERY_TASK, PAIRWISE if kind == "single" else ()) for kind in ("single", "pretrain")),
-    *(Claim(f"overopt_rl_{kind}", f"Gold of PPO on {KINDS[kind]}: the largest KL weight, minus the smallest",
-            pressed_too_far(kind), EVERY_TASK, PAIRWISE if kind == "single" else ()) for kind in ("single", "pretrain")),
+    # Overoptimisation.
+    *claims_of_kind("single"),
+    *claims_of_kind("pretrain"),
     # Ensembles help.
-    *(Claim(f"{id}_{better}_vs_{worse}", f"Gold of {words}: {better} minus {worse}",
-            gain("gold", (method, better), (method, worse)), EVERY_TASK, PAIRWISE)
-      for id, method, words in (("bon", "best of n", BEST), ("rl", "PPO", PPO)) for better, worse in PAIRS),
-    *(Claim(f"rl_{better}_vs_{worse}_at_kl", f"Gold of PPO where both are at the same KL: {better} minus {worse}",
-            gain_at_equal_kl(better, worse), EVERY_TASK) for better, worse in PAIRS),
+    *claims_of_ensembles("finetune", "single"),
+    *claims_of_ensembles("pretrain", "finetune"),
+    *claims_of_ensembles("pretrain", "single"),
     # What all members share stays.
     Claim("herd_list", "Share of lists: PPO on pretrain ensembles, minus SFT",
-          gain("list", ("PPO", "pretrain"), ("SFT",)), {"tldr": 1, "helpful": 1}, ("helpful",)),
+          gain("list", (PPO, "pretrain"), (SFT,)), {"tldr": 1, "helpful": 1}, ("helpful",)),
     Claim("herd_list_vs_single", "Share of lists: PPO on pretrain ensembles, minus on one reward model",
-          gain("list", ("PPO", "pretrain"), ("PPO", "single")), {"tldr": 1, "helpful": 1}),
+          gain("list", (PPO, "pretrain"), (PPO, "single")), {"tldr": 1, "helpful": 1}),
     Claim("herd_length", "Tokens in a response: PPO on pretrain ensembles, minus SFT",
-          gain("length", ("PPO", "pretrain"), ("SFT",)), {"tldr": 1, "nli": -1}, ("tldr", "nli")),
+          gain("length", (PPO, "pretrain"), (SFT,)), {"tldr": 1, "nli": -1}, ("tldr", "nli")),
     Claim("herd_numbers", "Share of responses with a number: PPO on pretrain ensembles, minus SFT",
-          gain("numbers", ("PPO", "pretrain"), ("SFT",)), {"nli": -1}, ("nli",)),
+          gain("numbers", (PPO, "pretrain"), (SFT,)), {"nli": -1}, ("nli",)),
     Claim("list_hides_errors", "What a wrong fact costs by the reward models, in a sentence minus in a list",
           list_hides_errors, {"tldr": 1, "helpful": 1}),
 ]  # fmt: skip
@@ -321,8 +338,8 @@ def is_fragile(numbers, sign):
 
 
 def claims_table(records):
-    """The rows of a task, from its records, one per world: dicts of id, statement, paper, sign, numbers, mean,
-    low, high, median, agree (in how many worlds the number has the claim's sign), verdict, fragile."""
+    """The rows of a task, from its records, one per world: dicts of id, statement, paper, sign, numbers,
+    mean, low, high, median, agree (in how many worlds the number has the claim's sign), verdict, fragile."""
     rows, task = [], records[0]["task"]
     for claim in CLAIMS:
         numbers = [r["claims"][claim.id] for r in records if r["claims"].get(claim.id) is not None]
@@ -330,7 +347,8 @@ def claims_table(records):
             sign, (mean, low, high) = claim.signs[task], interval(numbers)
             rows.append({
                 "id": claim.id, "statement": claim.statement, "paper": task in claim.paper, "sign": sign,
-                "numbers": numbers, "mean": mean, "low": low, "high": high, "median": float(np.median(numbers)),
+                "numbers": numbers, "mean": mean, "low": low, "high": high,
+                "median": float(np.median(numbers)),
                 "agree": sum(number * sign > 0 for number in numbers),
                 "verdict": verdict(numbers, sign), "fragile": is_fragile(numbers, sign),
             })  # fmt: skip
@@ -354,16 +372,16 @@ def ranked_as_gold(scores, gold):
 
 
 def ranked_on_ppo(evidence):
-    """`ranked_as_gold` on what the runs at the smallest KL weight answer to a post, two runs of a kind a pair."""
+    """`ranked_as_gold` on what PPO's runs at the smallest KL weight answer: two runs of a kind are a pair."""
     runs = [run for kind in KINDS for run in evidence.runs_of(kind)]
     scores, gold = (np.stack([run[name] for run in runs], axis=-1) for name in ("scores", "gold"))
     return ranked_as_gold(scores, gold)
 
 
 def best_of_n_curves(evidence):
-    """For every n, of the best of n by a kind: {"n": [...], "kl": [...], kind: {quantity: [...]}}. Quantities:
-    gold; proxy, the reward that picks; same, by models of its pretrainings that are no members (none for
-    finetune ensembles); jury."""
+    """For every n, of the best of n by a kind: {"n": [...], "kl": [...], kind: {quantity: [...]}}. They are
+    gold; proxy, the reward that picks; jury; and same, by models of its pretrainings that are no members
+    (finetune ensembles have none)."""
     N = evidence.gold.shape[1]
     ns = [n for n in (1, 2, 4, 8, 16, 32, 64, 128, 256) if n < N] + [N]
     curves = {"n": ns, "kl": [bon_kl(n) for n in ns]}

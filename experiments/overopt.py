@@ -105,7 +105,7 @@ QUICK |= {"finetune_seeds": 3, "pairs": 1500, "prompts": 64, "ppo_runs": 1, "ppo
 # Each is a pure function of plain arguments. Whatever is random has a seed of its own, made of the world's
 # seed and a name, so that a new stage changes no other.
 def seed_for(seed, *names):
-    """A world's seed and names -> a seed: seed_for(1, "texts", 0), seed_for(1, "texts", 1), ... are unlike."""
+    """A world's seed and names -> a seed: seed_for(1, "texts", 0) and seed_for(1, "texts", 1) are unlike."""
     return int.from_bytes(hashlib.sha256(repr((seed, *names)).encode()).digest()[:4], "big")
 
 
@@ -291,7 +291,9 @@ def train_models(s, seed, task, device, pool):
     data = (task, training, validation, (others, answers))
     learn = (*data, TrainConfig(steps, batch, s.rm_lr), s.eta)
     seeds = [(p, f) for p in range(P) for f in range(F)] + [("jury", f) for f in range(s.jury)]
-    found = pool.map(train_reward_model, [(rm_config, pretrained[p], *learn, seed, f, device) for p, f in seeds])
+    found = pool.map(
+        train_reward_model, [(rm_config, pretrained[p], *learn, seed, f, device) for p, f in seeds]
+    )
     states, jury = ([model["state"] for model in models] for models in (found[: P * F], found[P * F :]))
     accuracies = [model["accuracy"] for model in found[: P * F]]
     ceiling = agreement(partial(world.gold, task=task), validation, task)
@@ -308,7 +310,9 @@ def best_of_n(trained, pool):
     texts = {  # posts, and n responses to each
         "SFT's samples": (trained.posts, trained.bank),
         "raters' texts": world.sample_texts(PROBES, seed_for(seed, "raters' texts"), raters, n=2),
-        "all habits": world.sample_texts(PROBES, seed_for(seed, "all habits"), world.writers(s.list_gap), n=2),
+        "all habits": world.sample_texts(
+            PROBES, seed_for(seed, "all habits"), world.writers(s.list_gap), n=2
+        ),
         "edits": (edit_posts, torch.stack(list(edits.values()), dim=1).flatten(0, 1)),
     }
     scores, gold, traits = {}, {}, {}
@@ -372,9 +376,9 @@ def ppo_cases(s):
 
 
 def make_film(trained, evidence, pool):
-    """One post, and what the first run of each kind at the smallest KL weight makes of it on its way: {"post",
-    kind: {"members", "frames": [{update, kl, text, proxy, gold, jury, "scores" of all reward models}]}}. Of
-    FILM_POSTS it is the post on which PPO on one reward model raises proxy minus gold most, each in its std."""
+    """One post, and what the first run of each kind at the smallest KL weight makes of it: {"post", kind:
+    {"members", "frames": [{update, kl, text, proxy, gold, jury, "scores" of all reward models}]}}. It is the
+    one of the first FILM_POSTS on which PPO on one reward model raises proxy minus gold, in their std, most."""
     t, posts, M = trained, trained.posts[:FILM_POSTS], len(trained.states)
     runs = {kind: evidence.runs_of(kind)[0] for kind in KINDS}
     jobs = [(t.rm_config, t.states + t.jury, posts, run["frames"], t.device) for run in runs.values()]
@@ -388,7 +392,7 @@ def make_film(trained, evidence, pool):
         texts, frames = run["frames"].view(*gold.shape, -1)[post], []
         for i, update in enumerate([0, *film_updates(t.settings.ppo_updates)]):
             frames.append({
-                "update": update, "kl": run["curve"]["kl"][max(0, update - 1)], "text": world.decode(texts[i]),
+                "update": update, "text": world.decode(texts[i]), "kl": run["curve"]["kl"][max(0, update - 1)],
                 "proxy": proxy[post, i], "gold": gold[post, i], "jury": scores[M:, post, i].mean(),
                 "scores": scores[:M, post, i],
             })  # fmt: skip
