@@ -240,16 +240,16 @@ EVERY_TASK = {"tldr": 1, "helpful": 1, "nli": 1}
 BEST, SFT, PPO = "best of n", "SFT", "PPO"
 
 
-def claims_of_kind(kind):
+def claims_of_kind(kind, suffix):
     """Overoptimisation of one reward model, or of ensembles."""
     name, paper = KINDS[kind], PAIRWISE if kind == "single" else ()
     for id, method in (("bon", BEST), ("rl", PPO)):
         words = f"Rise of its own reward minus the jury's, {method} by {name}"
-        yield Claim(f"overopt_{id}_jury_{kind}", words, unearned(method, kind), EVERY_TASK, paper)
+        yield Claim(f"overopt_{id}_jury{suffix}", words, unearned(method, kind), EVERY_TASK, paper)
     words = f"Gold of the best of n by {name}: n = {PEAK}, minus the largest n"
-    yield Claim(f"overopt_bon_{kind}", words, past_the_peak(kind), EVERY_TASK, paper)
+    yield Claim(f"overopt_bon{suffix}", words, past_the_peak(kind), EVERY_TASK, paper)
     words = f"Gold of PPO on {name}: the largest KL weight, minus the smallest"
-    yield Claim(f"overopt_rl_{kind}", words, pressed_too_far(kind), EVERY_TASK, paper)
+    yield Claim(f"overopt_rl{suffix}", words, pressed_too_far(kind), EVERY_TASK, paper)
 
 
 def claims_of_ensembles(better, worse):
@@ -279,8 +279,8 @@ CLAIMS = [
           "Rank correlation within minus between pretrainings: on PPO's texts, minus on SFT's samples",
           rank_corr_pretrain, EVERY_TASK, PAIRWISE),
     # Overoptimisation.
-    *claims_of_kind("single"),
-    *claims_of_kind("pretrain"),
+    *claims_of_kind("single", ""),
+    *claims_of_kind("pretrain", "_pretrain"),
     # Ensembles help.
     *claims_of_ensembles("finetune", "single"),
     *claims_of_ensembles("pretrain", "finetune"),

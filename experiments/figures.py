@@ -9,7 +9,7 @@ import os
 os.environ["MPLBACKEND"] = "Agg"  # files only: no window, no display, and no backend that a notebook has set
 import matplotlib.pyplot as plt
 import numpy as np
-from claims import KINDS, claims_table, interval
+from claims import KINDS, interval
 from pool import write_whole
 
 COLOURS = {"single": "#d55e00", "finetune": "#e69f00", "pretrain": "#0072b2"}
@@ -32,6 +32,126 @@ def runs_at(record, kind, kl_weight):
     return [run for run in record["ppo"] if (run["kind"], run["kl_weight"]) == (kind, kl_weight)]
 
 
+def overoptimisation(records):
+    """Along PPO, for each kind: proxy and gold against KL, at the largest and at the smallest KL weight."""
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4.4), sharey=True, sharex=True)
+    weights = sorted({run["kl_weight"] for run in records[0]["ppo"]})
+    for axis, kind in zip(axes, KINDS, strict=True):
+        for weight, marker in ((weights[-1], "s"), (weights[0], "o")):
+            runs = [runs_at(record, kind, weight) for record in records]
+            kl = smooth([[run["curve"]["kl"] for run in found] for found in runs]).mean(0)
+            for name, colour in (("proxy", GREY), ("gold", COLOURS[kind])):
+                values = smooth([[run["curve"][name] for run in found] for found in runs])
+                if name == "gold":  # in SFT's std, from 0, as the proxy is
+                    values = np.array([in_std(r, y) for r, y in zip(records, values, strict=True)])
+                band(axis, kl, values, colour, f"{name}, KL weight {weight:g}", "-" if marker == "o" else ":")
+        axis.set(title=f"PPO on {KINDS[kind]}", xlabel="KL to SFT (nats per response)")
+        axis.legend(fontsize=10)
+    axes[0].set(ylabel="gain over SFT (std of SFT's texts)")
+    figure.suptitle("The reward keeps rising. Does the text get better?", x=0.01, ha="left")
+    return figure
+
+
+def smooth(curves):
+    """Curves of runs (worlds, runs, updates) -> (worlds, updates - 4): mean over runs and five updates."""
+    curves = np.mean(curves, axis=1)
+    window = min(5, curves.shape[1])
+    return np.array([np.convolve(curve, np.ones(window) / window, "valid") for curve in curves])
+
+
+def in_std(record, gold):
+    """Gold as its gain over SFT, in the std of SFT's samples."""
+    return (np.asarray(gold) - record["traits"]["SFT"]["gold"]) / record["gold_std"]
+
+
+def best_of_n(records):
+    """Proxy and gold against n, side by side."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.3))
+    for axis, name in zip(axes, ("proxy", "gold"), strict=True):
+        for kind in KINDS:
+            values = [r["best_of_n"][kind][name] for r in records]
+            band(axis, records[0]["best_of_n"]["n"], values, COLOURS[kind], KINDS[kind])
+        log_axis(axis, records[0]["best_of_n"]["n"])
+    axes[0].set(title="Best of n: the proxy keeps rising", ylabel="proxy: the reward that picks")
+    axes[1].set(title="What does the true reward do?", ylabel="true reward (gold)")
+    axes[0].legend()
+    return figure
+
+
+def log_axis(axis, ns):
+    """The x axis of best of n."""
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(ns, [str(n) for n in ns])
+    axis.set(xlabel="n (best of n)")
+
+
+def anatomy(records):
+    """Where the proxy's rise comes from: lines for best of n; a bar for PPO at the smallest KL weight."""
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4.4), sharey=True)
+    names = {
+        "proxy": "by itself",
+        "same": "by others of its pretraining",
+        "jury": "by the jury",
+        "gold": "by gold",
+    }
+    styles = {"proxy": GREY, "same": "#56b4e9", "jury": "#cc79a7", "gold": "#009e73"}
+    ns, weight = records[0]["best_of_n"]["n"], min(run["kl_weight"] for run in records[0]["ppo"])
+    for axis, kind in zip(axes, KINDS, strict=True):
+        for name in (name for name in names if name in records[0]["best_of_n"][kind]):
+            scaled = in_std if name == "gold" else lambda record, x: np.asarray(x)
+            values = [scaled(r, r["best_of_n"][kind][name]) for r in records]
+            band(axis, ns, values, styles[name], names[name])
+            ends = [scaled(r, np.mean([run[name] for run in runs_at(r, kind, weight)])) for r in records]
+            axis.plot([ns[-1] * 2.5] * len(ends), ends, ".", color=styles[name], alpha=0.4)
+            axis.plot(ns[-1] * 2.5, np.mean(ends), "_", color=styles[name], markersize=22, markeredgewidth=3)
+        log_axis(axis, ns)
+        axis.set_xticks([*ns, ns[-1] * 2.5], [*map(str, ns), "PPO"])
+        axis.set(title=KINDS[kind])
+    axes[0].set(ylabel="gain over SFT (std of SFT's texts)")
+    axes[0].legend(fontsize=10)
+    figure.suptitle("Whose reward rises with the proxy?", x=0.01, ha="left")
+    return figure
+
+
+def edits(records):
+    """What every reward model of the first world pays for an edit of a perfect summary, and gold beside."""
+    record = records[0]
+    names = [name for name in record["edits"] if name != "none"]
+    paid = np.array([record["edits"][name]["models"] for name in names])
+    price = np.array([[record["edits"][name]["gold"] / record["gold_std"]] for name in names])
+    F, (M, limit) = record["settings"]["finetune_seeds"], (paid.shape[1], 1.5)
+    figure, axes = plt.subplots(1, 2, figsize=(12, 5), width_ratios=[M, 1.6], sharey=True)
+    for axis, values in zip(axes, (paid, price), strict=True):
+        axis.imshow(values, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto")
+        axis.grid(False)
+        for y, row in enumerate(values):
+            for x, value in enumerate(row):
+                colour = "white" if abs(value) > 0.8 * limit else "black"
+                axis.text(x, y, f"{value:.1f}", ha="center", va="center", fontsize=8, color=colour)
+    for x in range(F, M, F):
+        axes[0].axvline(x - 0.5, color="black", linewidth=2)
+    axes[0].set_yticks(range(len(names)), names)
+    axes[0].set_xticks(np.arange(M // F) * F + (F - 1) / 2, [f"pretraining {p + 1}" for p in range(M // F)])
+    axes[1].set_xticks([0], ["gold"])
+    title = "What does each reward model pay for an edit of a perfect summary? (std of SFT's texts)"
+    figure.suptitle(title, x=0.01, ha="left")
+    return figure
+
+
+def ranking(records):
+    """On which texts a reward model still orders pairs as gold does: a dot for each world."""
+    figure, axis = plt.subplots(figsize=(7.5, 4.4))
+    kinds = list(records[0]["ranking"])
+    values = np.array([[np.mean(r["ranking"][kind]) for kind in kinds] for r in records])
+    band(axis, range(len(kinds)), values, COLOURS["pretrain"], None)
+    axis.plot(range(len(kinds)), values.T, ".", color=COLOURS["pretrain"], alpha=0.3)
+    axis.axhline(0.5, color=GREY, linestyle=":")
+    axis.set_xticks(range(len(kinds)), kinds)
+    axis.set(title="On which texts does a reward model still order pairs as gold does?", ylim=(0.3, 1))
+    axis.set(ylabel="share of pairs (.5: a coin)")
+    return figure
+
+
 def frontier(records):
     """Gold against KL: PPO at each KL weight, from SFT outwards."""
     figure, axis = plt.subplots(figsize=(7.5, 4.6))
@@ -42,88 +162,45 @@ def frontier(records):
             runs = [runs_at(r, kind, weight) for r in records]
             kl.append([np.mean([run["kl"] for run in found]) for found in runs])
             gold.append([np.mean([run["gold"] for run in found]) for found in runs])
-        band(axis, np.mean(kl, axis=1), np.transpose(gold), COLOURS[kind], name)
+        x = np.mean(kl, axis=1)
+        band(axis, x, np.transpose(gold), COLOURS[kind], name)
         axis.plot(kl[-1], gold[-1], ".", color=COLOURS[kind], alpha=0.5)
-    axis.set(title="PPO: true reward against distance from SFT")
+        if kind == "pretrain":
+            for where, y, weight in zip(x[1:], np.mean(gold, axis=1)[1:], weights, strict=True):
+                axis.annotate(f"{weight:g}", (where, y), (0, 8), textcoords="offset points", fontsize=10)
+    axis.set(title="How far is too far? PPO at each KL weight")
     axis.set(xlabel="KL to SFT (nats per response)", ylabel="true reward (gold)")
     axis.legend()
     return figure
 
 
-def best_of_n(records):
-    """Proxy and gold against n, side by side."""
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.3))
-    ns = records[0]["best_of_n"]["n"]
-    for axis, name in zip(axes, ("proxy", "gold"), strict=True):
-        for kind in KINDS:
-            band(axis, ns, [r["best_of_n"][kind][name] for r in records], COLOURS[kind], KINDS[kind])
-        axis.set_xscale("log", base=2)
-        axis.set_xticks(ns, [str(n) for n in ns])
-        axis.set(xlabel="n")
-    axes[0].set(title="Best of n: the proxy keeps rising", ylabel="proxy: the reward that picks")
-    axes[1].set(title="What does the true reward do?", ylabel="true reward (gold)")
-    axes[0].legend()
-    return figure
-
-
-def training(records):
-    """Proxy and gold during PPO at the smallest KL weight, averaged over runs and worlds."""
-    figure, axes = plt.subplots(1, 3, figsize=(13, 4), sharey=True)
-    weight = min(run["kl_weight"] for run in records[0]["ppo"])
-    for axis, kind in zip(axes, KINDS, strict=True):
-        for name, style in (("proxy", "--"), ("gold", "-")):
-            runs = [runs_at(r, kind, weight) for r in records]
-            curves = [np.mean([run["curve"][name] for run in found], axis=0) for found in runs]
-            band(axis, range(len(curves[0])), curves, COLOURS[kind], name, style)
-        axis.set(title=KINDS[kind], xlabel="PPO update")
-        axis.legend()
-    axes[0].set(ylabel="reward (proxy: in SFT's std)")
-    figure.suptitle("PPO: the proxy rises; what does the true reward do?", x=0.01, ha="left")
-    return figure
-
-
-def claims(records):
-    """Every tested claim: each world a dot, mean and interval; in units of its largest world."""
-    rows = [row for row in claims_table(records) if row["sign"] != 0][::-1]
-    figure, axis = plt.subplots(figsize=(9, 0.4 * len(rows) + 1.3))
-    colours = {"reproduced": COLOURS["pretrain"], "opposite": COLOURS["single"]}
-    for y, row in enumerate(rows):
-        scale = row["sign"] / (np.abs(row["numbers"]).max() or 1.0)
-        colour = colours.get(row["verdict"], GREY)
-        axis.plot(np.array(row["numbers"]) * scale, [y] * len(row["numbers"]), "o", color=colour, alpha=0.35)
-        if np.isfinite(row["low"]):
-            axis.plot([row["low"] * scale, row["high"] * scale], [y, y], color=colour, linewidth=3)
-        axis.plot(row["mean"] * scale, y, "D", color=colour)
-    axis.axvline(0, color="black", linewidth=1)
-    axis.set_yticks(range(len(rows)), [row["id"] for row in rows])
-    axis.set(title="The claims: right of zero is the paper's side", xlim=(-1.1, 1.1))
-    axis.set(xlabel="each claim in units of its largest world (dots: worlds; bar: 95 % interval)")
-    return figure
-
-
 def traits(records):
     """What SFT and the aligned policies write: traits of each, a dot for a world."""
-    names = [name for name in records[0]["traits"]["SFT"] if name != "gold"]
+    units = {
+        "list": "share that are lists",
+        "length": "tokens",
+        "wrong_facts": "wrong facts",
+        "numbers": "share with a number",
+    }
     policies = {"SFT": GREY} | {f"PPO, {kind}": COLOURS[kind] for kind in KINDS}
-    figure = plt.figure(figsize=(12, 8))
-    for i, name in enumerate(names):
-        axis = figure.add_subplot(-(-len(names) // 3), 3, i + 1)
+    figure, axes = plt.subplots(1, len(units), figsize=(14, 3.6))
+    for axis, (name, unit) in zip(axes, units.items(), strict=True):
         for x, (policy, colour) in enumerate(policies.items()):
             values = [r["traits"][policy][name] for r in records]
             axis.bar(x, np.mean(values), color=colour, alpha=0.6)
             axis.plot([x] * len(values), values, ".", color="black", alpha=0.4)
         axis.set_xticks(range(len(policies)), ["SFT", *KINDS], fontsize=10)
-        axis.set_title(name.replace("_", " "), fontsize=12)
-    figure.suptitle("What PPO changes in the texts, at the smallest KL weight", x=0.01, ha="left")
+        axis.set(title=unit)
+    figure.suptitle("What does PPO change in the texts? (smallest KL weight)", x=0.01, ha="left")
     return figure
+
+
+FIGURES = (overoptimisation, best_of_n, anatomy, edits, ranking, frontier, traits)
 
 
 def draw(records, folder):
     """Write the figures of a task's records into the folder, as frontier-tldr.png and so on."""
-    functions = [frontier, best_of_n, training, traits]
-    if len(records) >= 3:  # with fewer, claims have no verdicts
-        functions.append(claims)
-    for function in functions:
+    for function in FIGURES:
         figure = function(records)
         figure.tight_layout()
         write_png(figure, folder / f"{function.__name__}-{records[0]['task']}.png")

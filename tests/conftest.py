@@ -43,7 +43,7 @@ def responses():
 
 TINY = """--quick --width 16 --rm-width 16 --pretrain-seeds 2 --finetune-seeds 2 --pretrain-texts 300
 --pretrain-steps 20 --sft-steps 5 --pairs 100 --prompts 8 --n 8 --ppo-updates 2 --ppo-batch 16
---eta 0.010000001""".split()
+--kl-weights 0.02 0.1 --jury 2 --eta 0.010000001""".split()
 
 
 def overopt(out, *flags):

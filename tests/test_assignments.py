@@ -203,7 +203,6 @@ def test_add_a_habit(tmp_path):
     subprocess.run([sys.executable, "-c", HEDGING], cwd=experiments, check=True)
     assert {"part_hedging", "trait_hedging"} <= set(np.load(tmp_path / "out/bank-1-tldr.npz"))
     record = json.loads((tmp_path / "out/world-1-tldr.json").read_text("utf-8"))
-    (panel,) = [x for x in figures.traits([record]).axes if x.get_title(loc="left") == "hedging"]
-    policies = "SFT", "PPO, single", "PPO, finetune", "PPO, pretrain"
-    bars = [record["traits"][policy]["hedging"] for policy in policies]
-    assert [bar.get_height() for bar in panel.patches] == pytest.approx(bars)
+    assert all("hedging" in traits for traits in record["traits"].values())
+    assert record["edits"]["hedging"]["gold"] == pytest.approx(-0.2)
+    assert "hedging" in [label.get_text() for label in figures.edits([record]).axes[0].get_yticklabels()]

@@ -41,9 +41,10 @@ def test_states_are_what_the_head_reads(model, prompts, responses):
     assert torch.allclose(rm.head(states)[:, 0], rm(prompts.repeat_interleave(2, 0), responses), atol=1e-5)
 
 
-@pytest.mark.parametrize("script, flags", [(dial, ["--coverage", "1", "0"]), (distance, [])])
+@pytest.mark.parametrize("script, flags", [(dial, ["--seen", "list,chatter", "list"]), (distance, [])])
 def test_a_tiny_world(tiny, tmp_path, script, flags):
-    """A script fails, makes again what the main run has, or at coverage 0 and weight 0 finds another gold."""
+    """A script fails, makes again what the main run has, or finds another gold with the main run's raters and
+    at weight 0."""
     out, name = shutil.copytree(tiny, tmp_path / "out"), script.__name__
     with patch.object(script, "processes", ThreadPoolExecutor):
         script.main([*TINY, *flags, "--seeds", "3", "--processes", "1", "--out", str(out)])
@@ -51,8 +52,14 @@ def test_a_tiny_world(tiny, tmp_path, script, flags):
     assert not any(name.startswith(("pretrain", "finetune", "draw_samples")) for name in made)
     assert (out / f"{name}.png").stat().st_size > 10_000
     found, world = (json.loads((out / f"{x}.json").read_text("utf-8")) for x in (name, "world-3-tldr"))
-    gold = found["gold"][0][0] if script is distance else found["rows"][0]["gold pretrain"]
+    gold = found["gold"][0][0] if script is distance else found["rows"][1]["gold pretrain"]
     assert gold == pytest.approx(world["best_of_n"]["pretrain"]["gold"][-1], abs=1e-4)
+
+
+def test_lists_are_always_seen():
+    """The example of its docstring; a set without lists would have no hack that all members share."""
+    assert dial.habits("filler,chatter") == ("list", "filler", "chatter")
+    assert dial.habits("list") == ("list",)
 
 
 @pytest.mark.parametrize("script", [dial, distance])

@@ -29,7 +29,6 @@ from report import exit_status, parser_of, write_json
 from bon import expected_best_of_n
 from ensemble import pretrain_ensembles
 from policy import trim
-from rm import last_token
 
 WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0)
 QUANTITIES = ("gold", "list", "length", "wrong_facts")
@@ -59,8 +58,9 @@ def last_hidden_states(model, posts, responses):
     for b_posts, rows in zip(posts.split(size), responses.split(size * n), strict=True):
         rows = trim(rows, model.config.pad)
         _, cache = model.trunk.prefill(b_posts)
-        last, cache = last_token(rows, model.config.pad), cache.select(torch.arange(len(rows)) // n)
-        states.append(model.trunk.last_hidden_state(rows, last, cache).double())
+        hidden_states = model.trunk(rows, cache.select(torch.arange(len(rows)) // n))
+        last = (rows != model.config.pad).sum(1) - 1
+        states.append(hidden_states[torch.arange(len(rows)), last].double())
     return torch.cat(states)
 
 
@@ -80,9 +80,8 @@ def measure(s, seed, pool):
     texts = ((prompts, torch.stack([chosen, rejected], 1).flatten(0, 1)), trained.calibration)
     jobs = [(trained.rm_config, state, *texts, (trained.posts, trained.bank)) for state in trained.states]
     away = np.array([x.numpy() for x in pool.map(distances, jobs)]).reshape(evidence.flat.shape)
-    values = np.stack([evidence.gold, *(evidence.traits[name] for name in QUANTITIES[1:])])[
-        :, None
-    ]  # (4, 1, posts, n)
+    values = np.stack([evidence.gold, *(evidence.traits[name] for name in QUANTITIES[1:])])
+    values = values[:, None]  # (4, 1, posts, n)
     members = np.transpose(pretrain_ensembles(np.arange(P * F).reshape(P, F)))  # a column is an ensemble
     proxies = [penalised(evidence.flat[members], away[members], weight) for weight in WEIGHTS]
     found = np.transpose([expected_best_of_n(p, values, [s.n]).mean((1, 2, 3)) for p in proxies])
