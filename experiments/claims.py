@@ -176,7 +176,9 @@ def past_the_peak(kind):
 
     def measure(evidence):
         largest = evidence.gold.shape[1]
-        peak, end = evidence.best_of_n(kind, evidence.gold, [min(PEAK, largest), largest])
+        if largest <= PEAK:
+            return np.nan  # too few samples to say
+        peak, end = evidence.best_of_n(kind, evidence.gold, [PEAK, largest])
         return peak - end
 
     return measure
@@ -372,7 +374,8 @@ def ranked_as_gold(scores, gold):
 
 
 def ranked_on_ppo(evidence):
-    """`ranked_as_gold` on what PPO's runs at the smallest KL weight answer: two runs of a kind are a pair."""
+    """`ranked_as_gold` on what PPO's runs at the smallest KL weight answer to a post: the first and the
+    second run are a pair, the third and the fourth, ...; with an even number of runs, both are of one kind."""
     runs = [run for kind in KINDS for run in evidence.runs_of(kind)]
     scores, gold = (np.stack([run[name] for run in runs], axis=-1) for name in ("scores", "gold"))
     return ranked_as_gold(scores, gold)

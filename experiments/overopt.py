@@ -377,8 +377,8 @@ def ppo_cases(s):
 
 def make_film(trained, evidence, pool):
     """One post, and what the first run of each kind at the smallest KL weight makes of it: {"post", kind:
-    {"members", "frames": [{update, kl, text, proxy, gold, jury, "scores" of all reward models}]}}. It is the
-    one of the first FILM_POSTS on which PPO on one reward model raises proxy minus gold, in their std, most."""
+    {"members", "frames": [{update, kl, text, proxy, gold, jury, "scores" of all reward models}]}}. Of the
+    first FILM_POSTS, it is the one on which PPO on one reward model raises proxy minus gold most, in std."""
     t, posts, M = trained, trained.posts[:FILM_POSTS], len(trained.states)
     runs = {kind: evidence.runs_of(kind)[0] for kind in KINDS}
     jobs = [(t.rm_config, t.states + t.jury, posts, run["frames"], t.device) for run in runs.values()]
@@ -392,7 +392,8 @@ def make_film(trained, evidence, pool):
         texts, frames = run["frames"].view(*gold.shape, -1)[post], []
         for i, update in enumerate([0, *film_updates(t.settings.ppo_updates)]):
             frames.append({
-                "update": update, "text": world.decode(texts[i]), "kl": run["curve"]["kl"][max(0, update - 1)],
+                "update": update, "kl": run["curve"]["kl"][max(0, update - 1)],
+                "text": world.decode(texts[i]),
                 "proxy": proxy[post, i], "gold": gold[post, i], "jury": scores[M:, post, i].mean(),
                 "scores": scores[:M, post, i],
             })  # fmt: skip
@@ -463,12 +464,14 @@ def bank_of(trained, evidence):
 
 
 def rounded(x):
-    """x as JSON has it, plain lists and numbers; floats with five decimals, so that a file is short."""
+    """x as JSON has it: plain lists; floats with five decimals, so that a file is short, and None for NaN."""
     if isinstance(x, dict):
         return {name: rounded(value) for name, value in x.items()}
     if isinstance(x, list | tuple | np.ndarray):
         return [rounded(value) for value in x]
-    return round(float(x), 5) if isinstance(x, float) else x
+    if isinstance(x, float):
+        return round(float(x), 5) if np.isfinite(x) else None
+    return x
 
 
 # ----- the command line ---------------------------------------------------------------------------

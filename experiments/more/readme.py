@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "experiments"), str(ROOT)]
 
 import numpy as np
-from claims import CLAIMS, claims_table
-from report import agreement, load_records, mean_and_interval, post_lines
+from claims import CLAIMS, claims_table, interval
+from report import agreement, film_lines, load_records, mean_and_interval
 
 RESULTS = ROOT / "experiments" / "results"
 PAGES = [ROOT / "README.md", RESULTS / "README.md"]
@@ -30,13 +30,18 @@ def markdown(header, rows):
 def claims_markdown(tables, records):
     """A row for each claim, a column for each task: mean and interval; bold where it is reproduced."""
     rows = []
-    for id in CLAIMS:
-        cells = []
-        for table in tables.values():
-            bold = "**" if id in table and table[id]["verdict"] == "reproduced" else ""
-            cells.append(bold + mean_and_interval(table[id]) + bold if id in table else "")
-        rows.append([f"`{id}`", *cells])
+    for claim in CLAIMS:
+        found = [table.get(claim.id) for table in tables.values()]
+        rows.append([f"`{claim.id}`", *(cell(row) if row else "" for row in found)])
     return markdown(["claim", *(f"{task} ({len(found)} worlds)" for task, found in records.items())], rows)
+
+
+def cell(row):
+    """A claim's number: bold where it is reproduced; "fragile" where one world decides it, "ours" where the
+    paper does not make the claim."""
+    bold = "**" if row["verdict"] == "reproduced" else ""
+    notes = [word for word, is_so in (("fragile", row["fragile"]), ("ours", not row["paper"])) if is_so]
+    return f"{bold}{mean_and_interval(row)}{bold}" + (f" ({', '.join(notes)})" if notes else "")
 
 
 def full_markdown(table):
@@ -45,7 +50,16 @@ def full_markdown(table):
     for id, row in table.items():
         each = " ".join(f"{number:+.2f}" for number in row["numbers"])
         median = f"{row['median']:+.2f}"
-        rows.append([f"`{id}`", mean_and_interval(row), median, agreement(row), row["verdict"], each])
+        rows.append(
+            [
+                f"`{id}`",
+                mean_and_interval(row),
+                median,
+                agreement(row),
+                row["verdict"] + (", fragile" if row["fragile"] else ""),
+                each,
+            ]
+        )
     return markdown(["claim", "mean and interval", "median", "agree", "verdict", "each world"], rows)
 
 
@@ -59,26 +73,65 @@ def traits_markdown(records):
 
 
 def world_line(task, records):
-    """Which worlds a task has, and how well their reward models know the raters."""
+    """The worlds of a task: how well reward models know raters and gold, and PPO's critic the returns."""
     seeds = ", ".join(str(record["seed"]) for record in records)
     accuracy, ceiling = (np.mean([r["accuracy"][name] for r in records]) for name in ("mean", "ceiling"))
-    orders = f"reward models order {accuracy:.1%} of unseen pairs as the raters do, gold {ceiling:.1%}"
-    return f"- {task}: seeds {seeds}; {orders}"
+    one, all_models = (np.mean([r["correlation"][name] for r in records]) for name in ("one", "all"))
+    explained = [np.mean(run["curve"]["explained_variance"][-10:]) for r in records for run in r["ppo"]]
+    return (
+        f"- {task}: seeds {seeds}. Reward models order {accuracy:.1%} of unseen pairs as the raters do, gold "
+        f"{ceiling:.1%}. On SFT's samples one correlates with gold at {one:.2f}, the mean of all at "
+        f"{all_models:.2f}. In PPO's last ten updates the critic explains {np.mean(explained):.0%} of the "
+        "variance of the returns"
+    )
+
+
+def mean_line(records, values):
+    """Task by task, the mean and 95 % interval over worlds of values(record)."""
+    cells = []
+    for task, found in records.items():
+        row = dict(zip(("mean", "low", "high"), interval([values(r) for r in found]), strict=True))
+        cells.append(f"{task} {mean_and_interval(row)}")
+    return ", ".join(cells)
+
+
+def edit(name):
+    """What the mean reward model pays for an edit of a perfect summary."""
+    return lambda record: np.mean(record["edits"][name]["models"])
+
+
+def ranked(kind):
+    """Share of pairs of this kind of text that the mean reward model orders as gold does."""
+    return lambda record: np.mean(record["ranking"][kind])
+
+
+WHY = {
+    "edit_list": edit("list"),
+    "edit_filler": edit("filler"),
+    "edit_number": edit("wrong number"),
+    "edit_object": edit("wrong object"),
+    "ranked_raters": ranked("raters' texts"),
+    "ranked_sft": ranked("SFT's samples"),
+    "ranked_ppo": ranked("PPO's texts"),
+}
 
 
 def sections(records):
     """{name: text} of all that a page may ask for. A claim's id: its mean and interval, task by task."""
     tables = {task: {row["id"]: row for row in claims_table(found)} for task, found in records.items()}
-    texts = {}
-    for id in CLAIMS:
-        found = [f"{task} {mean_and_interval(table[id])}" for task, table in tables.items() if id in table]
-        texts[id] = ", ".join(found)
+    texts = {name: mean_line(records, values) for name, values in WHY.items()}
+    for claim in CLAIMS:
+        found = [(task, table[claim.id]) for task, table in tables.items() if claim.id in table]
+        texts[claim.id] = ", ".join(f"{task} {mean_and_interval(row)}" for task, row in found)
     first = next(iter(records.values()))[0]
     results = [f"## {t}\n\n{full_markdown(tables[t])}\n\n{traits_markdown(records[t])}" for t in records]
+    worlds = ", ".join(f"{task} {len(found)}" for task, found in records.items())
+    measures = "\n".join(f"- `{claim.id}`: {claim.statement}" for claim in CLAIMS)
     return texts | {
-        "post": f"\n```\n{post_lines(first['texts'][0])}\n```\n",
+        "count": worlds,
+        "film": f"\n```\n{film_lines(first['film'])}\n```\n",
         "claims": f"\n{claims_markdown(tables, records)}\n",
-        "measures": "\n" + "\n".join(f"- `{id}`: {claim.statement}" for id, claim in CLAIMS.items()) + "\n",
+        "measures": f"\n{measures}\n",
         "worlds": "\n" + "\n".join(world_line(*item) for item in records.items()) + "\n",
         "results": "\n" + "\n\n".join(results) + "\n",
     }
