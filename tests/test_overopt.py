@@ -295,7 +295,7 @@ def test_nothing_outlives_the_run(tmp_path, end):
 
 def children(pid):
     """The workers of a run: process ids."""
-    listed = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True).stdout
+    listed = subprocess.run(["ps", "-wweo", "pid=,ppid=,args="], capture_output=True, text=True).stdout
     rows = [line.split(maxsplit=2) for line in listed.splitlines()]
     return [int(row[0]) for row in rows if row[1] == str(pid) and "spawn_main" in row[2]]
 
