@@ -9,7 +9,7 @@ import os
 os.environ["MPLBACKEND"] = "Agg"  # files only: no window, no display, and no backend that a notebook has set
 import matplotlib.pyplot as plt
 import numpy as np
-from claims import KINDS, interval
+from claims import KINDS, interval, smooth
 from pool import write_whole
 
 COLOURS = {"single": "#d55e00", "finetune": "#e69f00", "pretrain": "#0072b2"}
@@ -32,31 +32,27 @@ def runs_at(record, kind, kl_weight):
     return [run for run in record["ppo"] if (run["kind"], run["kl_weight"]) == (kind, kl_weight)]
 
 
+def along_ppo(records, kind, weight, name):
+    """A curve of each world, mean over its runs and five updates: (worlds, updates - 4)."""
+    runs = [runs_at(record, kind, weight) for record in records]
+    return np.array([smooth(np.mean([run["curve"][name] for run in found], axis=0)) for found in runs])
+
+
 def overoptimisation(records):
     """Along PPO, for each kind: proxy and gold against KL, at the largest and at the smallest KL weight."""
     figure, axes = plt.subplots(1, 3, figsize=(13, 4.4), sharey=True, sharex=True)
-    weights = sorted({run["kl_weight"] for run in records[0]["ppo"]})
+    weights = {run["kl_weight"] for run in records[0]["ppo"]}
     for axis, kind in zip(axes, KINDS, strict=True):
-        for weight, marker in ((weights[-1], "s"), (weights[0], "o")):
-            runs = [runs_at(record, kind, weight) for record in records]
-            kl = smooth([[run["curve"]["kl"] for run in found] for found in runs]).mean(0)
-            for name, colour in (("proxy", GREY), ("gold", COLOURS[kind])):
-                values = smooth([[run["curve"][name] for run in found] for found in runs])
-                if name == "gold":  # in SFT's std, from 0, as the proxy is
-                    values = np.array([in_std(r, y) for r, y in zip(records, values, strict=True)])
-                band(axis, kl, values, colour, f"{name}, KL weight {weight:g}", "-" if marker == "o" else ":")
+        for weight, style in ((max(weights), ":"), (min(weights), "-")):
+            kl, proxy, gold = (along_ppo(records, kind, weight, name) for name in ("kl", "proxy", "gold"))
+            gold = [in_std(record, curve) for record, curve in zip(records, gold, strict=True)]
+            band(axis, kl.mean(0), proxy, GREY, f"proxy, KL weight {weight:g}", style)
+            band(axis, kl.mean(0), gold, COLOURS[kind], f"gold, KL weight {weight:g}", style)
         axis.set(title=f"PPO on {KINDS[kind]}", xlabel="KL to SFT (nats per response)")
         axis.legend(fontsize=10)
-    axes[0].set(ylabel="gain over SFT (std of SFT's texts)")
+    axes[0].set(ylabel="gain over SFT (std of rewards of SFT's texts)")
     figure.suptitle("The reward keeps rising. Does the text get better?", x=0.01, ha="left")
     return figure
-
-
-def smooth(curves):
-    """Curves of runs (worlds, runs, updates) -> (worlds, updates - 4): mean over runs and five updates."""
-    curves = np.mean(curves, axis=1)
-    window = min(5, curves.shape[1])
-    return np.array([np.convolve(curve, np.ones(window) / window, "valid") for curve in curves])
 
 
 def in_std(record, gold):
@@ -67,47 +63,38 @@ def in_std(record, gold):
 def best_of_n(records):
     """Proxy and gold against n, side by side."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.3))
+    ns = records[0]["best_of_n"]["n"]
     for axis, name in zip(axes, ("proxy", "gold"), strict=True):
         for kind in KINDS:
-            values = [r["best_of_n"][kind][name] for r in records]
-            band(axis, records[0]["best_of_n"]["n"], values, COLOURS[kind], KINDS[kind])
-        log_axis(axis, records[0]["best_of_n"]["n"])
+            band(axis, ns, [r["best_of_n"][kind][name] for r in records], COLOURS[kind], KINDS[kind])
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(ns, ns)
+        axis.set(xlabel="n (best of n)")
     axes[0].set(title="Best of n: the proxy keeps rising", ylabel="proxy: the reward that picks")
     axes[1].set(title="What does the true reward do?", ylabel="true reward (gold)")
     axes[0].legend()
     return figure
 
 
-def log_axis(axis, ns):
-    """The x axis of best of n."""
-    axis.set_xscale("log", base=2)
-    axis.set_xticks(ns, [str(n) for n in ns])
-    axis.set(xlabel="n (best of n)")
-
-
 def anatomy(records):
     """Where the proxy's rise comes from: lines for best of n; a bar for PPO at the smallest KL weight."""
     figure, axes = plt.subplots(1, 3, figsize=(13, 4.4), sharey=True)
-    names = {
-        "proxy": "by itself",
-        "same": "by others of its pretraining",
-        "jury": "by the jury",
-        "gold": "by gold",
-    }
-    styles = {"proxy": GREY, "same": "#56b4e9", "jury": "#cc79a7", "gold": "#009e73"}
+    judges = {"proxy": ("itself", GREY), "same": ("others of its pretraining", "#56b4e9")}
+    judges |= {"jury": ("the jury", "#cc79a7"), "gold": ("gold", "#009e73")}
     ns, weight = records[0]["best_of_n"]["n"], min(run["kl_weight"] for run in records[0]["ppo"])
     for axis, kind in zip(axes, KINDS, strict=True):
-        for name in (name for name in names if name in records[0]["best_of_n"][kind]):
+        for name in records[0]["best_of_n"][kind]:
+            label, colour = judges[name]
             scaled = in_std if name == "gold" else lambda record, x: np.asarray(x)
             values = [scaled(r, r["best_of_n"][kind][name]) for r in records]
-            band(axis, ns, values, styles[name], names[name])
+            band(axis, ns, values, colour, f"by {label}")
             ends = [scaled(r, np.mean([run[name] for run in runs_at(r, kind, weight)])) for r in records]
-            axis.plot([ns[-1] * 2.5] * len(ends), ends, ".", color=styles[name], alpha=0.4)
-            axis.plot(ns[-1] * 2.5, np.mean(ends), "_", color=styles[name], markersize=22, markeredgewidth=3)
-        log_axis(axis, ns)
-        axis.set_xticks([*ns, ns[-1] * 2.5], [*map(str, ns), "PPO"])
-        axis.set(title=KINDS[kind])
-    axes[0].set(ylabel="gain over SFT (std of SFT's texts)")
+            axis.plot([ns[-1] * 2.5] * len(ends), ends, ".", color=colour, alpha=0.4)
+            axis.plot(ns[-1] * 2.5, np.mean(ends), "_", color=colour, markersize=22, markeredgewidth=3)
+        axis.set_xscale("log", base=2)
+        axis.set_xticks([*ns, ns[-1] * 2.5], [*ns, "PPO"])
+        axis.set(title=KINDS[kind], xlabel="n (best of n)")
+    axes[0].set(ylabel="gain over SFT (std of rewards of SFT's texts)")
     axes[0].legend(fontsize=10)
     figure.suptitle("Whose reward rises with the proxy?", x=0.01, ha="left")
     return figure

@@ -16,7 +16,7 @@ import json
 import os
 import platform
 import sys
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from math import ceil, inf
 from pathlib import Path
@@ -32,7 +32,7 @@ import world
 from claims import KINDS, Evidence
 from pool import Pool, cluster, processes, saved, write_whole
 
-from ensemble import AGGREGATORS, Ensemble, aggregate, finetune_ensembles, pretrain_ensembles
+from ensemble import AGGREGATORS, Ensemble, aggregate
 from policy import Config, LanguageModel, TrainConfig, log_probs, sample, train_lm
 from ppo import PPOConfig, ppo
 from rm import RewardModel, accuracy, normalise, train_pointwise, train_rm
@@ -102,8 +102,9 @@ QUICK |= {"finetune_seeds": 3, "pairs": 1500, "prompts": 64, "ppo_runs": 1, "ppo
 
 
 # ----- the stages, in running order ---------------------------------------------------------------
-# Each is a pure function of plain arguments. Whatever is random has a seed of its own, made of the world's
-# seed and a name, so that a new stage changes no other.
+# Each is a pure function of plain arguments: the pool runs it in some process and keeps its value (pool.py).
+# Whatever is random has a seed of its own, made of the world's seed and a name, so that a new stage changes
+# no other. A state is a model's weights.
 def seed_for(seed, *names):
     """A world's seed and names -> a seed: seed_for(1, "texts", 0) and seed_for(1, "texts", 1) are unlike."""
     return int.from_bytes(hashlib.sha256(repr((seed, *names)).encode()).digest()[:4], "big")
@@ -129,15 +130,15 @@ def broad_texts(count, list_gap, seed):
 
 
 def pretrain(config, steps, n_texts, list_gap, seed, name, device):
-    """A language model's weights. Its name, a number or "policy", sets the initialisation and the texts."""
+    """A language model's state. Its name, a number or "policy", sets the initialisation and the texts."""
     model = LanguageModel(config, seed_for(seed, "initialisation", name)).to(device)
     texts = broad_texts(n_texts, list_gap, seed_for(seed, "texts", name)).to(device)
     train_lm(model, texts, TrainConfig(steps), seed_for(seed, "order", name), desc=None)
     return model.state_dict()
 
 
-def finetune(config, state, steps, n_texts, list_gap, seed, device):
-    """The policy learns to answer posts (supervised finetuning, SFT): its weights before -> and after."""
+def train_sft(config, state, steps, n_texts, list_gap, seed, device):
+    """The policy learns to answer posts (supervised finetuning, SFT): its state before -> and after."""
     model = language_model(config, state, device)
     texts = broad_texts(n_texts, list_gap, seed_for(seed, "references")).to(device)
     train_config = TrainConfig(steps, lr=1e-3)
@@ -161,17 +162,19 @@ def judgements(s, task, count, seed):
     return world.sample_preferences(count, seed, s.list_gap, *noise, s.seen, task)
 
 
-def train_reward_model(config, state, task, training, validation, sft, train_config, eta, seed, f, device):
+def train_reward_model(
+    config, pretrained, task, training, validation, calibration, train_config, eta, seed, f, device
+):
     """A reward model on a pretrained trunk; finetuning seed f sets its head and the order of the data.
-    Normalised on `sft`: posts, and the SFT policy's responses. Returns its weights and its accuracy."""
-    training, validation, sft = ([x.to(device) for x in data] for data in (training, validation, sft))
-    trunk, order = language_model(config, state, device).trunk, seed_for(seed, "rm order", f)
+    Normalised on the SFT policy's responses, `calibration`. Returns its state and its accuracy."""
+    training, validation = ([x.to(device) for x in data] for data in (training, validation))
+    trunk, order = language_model(config, pretrained, device).trunk, seed_for(seed, "rm order", f)
     model = RewardModel(trunk, seed_for(seed, "head", f))
     if task == "nli":
         train_pointwise(model, *training, train_config, order, desc=None)
     else:
         train_rm(model, *training, train_config, order, eta, desc=None)
-    normalise(model, *sft)
+    normalise(model, *(x.to(device) for x in calibration))
     with torch.no_grad():
         return {"state": model.state_dict(), "accuracy": agreement(model, validation, task)}
 
@@ -187,10 +190,9 @@ def agreement(reward, data, task):
     return accuracy(reward(prompts, chosen), reward(prompts, rejected)).item()
 
 
-def score(config, states, posts, responses, device):
-    """Reward by every one of these reward models of n responses to each post: -> (models, posts * n)."""
-    models = [reward_model(config, state, device) for state in states]
-    return Ensemble(models).scores(posts.to(device), responses.to(device))
+def score(config, state, posts, responses, device):
+    """A reward model's rewards of n responses to each post: -> (posts * n,)."""
+    return Ensemble([reward_model(config, state, device)]).scores(posts.to(device), responses.to(device))[0]
 
 
 def align(config, sft, rm_config, states, aggregator, ppo_config, task, posts, seed, kind, run, device):
@@ -226,18 +228,17 @@ def align(config, sft, rm_config, states, aggregator, ppo_config, task, posts, s
 def make_world(s, seed, task, device, pool):
     """One world and task, from pretraining to its record, ready for JSON; and what else it leaves."""
     trained = train_models(s, seed, task, device, pool)
-    evidence = best_of_n(trained, pool)
+    evidence = rate_samples(trained, pool)
     evidence.runs = align_policies(trained, evidence, pool)
-    evidence.ranking["PPO's texts"] = claims.ranked_on_ppo(evidence)
-    record = record_of(trained, evidence, make_film(trained, evidence, pool))
-    pool.say(report.film_lines(record["film"]))
+    film = make_film(trained, evidence, pool)
+    pool.say(report.film_lines(rounded(film)))
     policy = saved({"config": asdict(trained.config), "state": trained.sft})
-    return record, bank_of(trained, evidence), policy
+    return record_of(trained, evidence, film), bank_of(trained, evidence), policy
 
 
 @dataclass
 class Trained:
-    """What a world has before anything is optimised against a reward model. States are a model's weights."""
+    """What a world has before anything is optimised against a reward model."""
 
     settings: Settings
     seed: int
@@ -249,154 +250,161 @@ class Trained:
     posts: torch.Tensor  # (posts, P)
     bank: torch.Tensor  # (posts * n, R), the SFT policy's samples
     calibration: tuple  # other posts, and a sample for each: reward models are normalised on these
-    states: list  # M = P * F reward models, ordered by pretraining: F of the first, F of the second, ...
-    jury: list  # reward models of a further pretraining
+    states: list  # of M = P * F reward models, ordered by pretraining: F of the first, F of the second, ...
+    jury: list  # states of reward models of a further pretraining
     accuracies: list  # M, of the reward models that are no jury
     ceiling: float  # gold's own accuracy: labels are noisy, and its ties, 1 pair in 18, count as wrong
 
 
 def train_models(s, seed, task, device, pool):
     """From nothing to reward models, and to the samples that they will be used on."""
-    P, F, say = s.pretrain_seeds, s.finetune_seeds, pool.say
-    shapes = (Config(world.VOCAB_SIZE, CONTEXT, width, s.layers, s.heads) for width in (s.width, s.rm_width))
-    config, rm_config = shapes
-    texts = (s.pretrain_texts, s.list_gap)
+    P, F, say, here = s.pretrain_seeds, s.finetune_seeds, pool.say, {"seed": seed, "device": device}
+    config = Config(world.VOCAB_SIZE, CONTEXT, s.width, s.layers, s.heads)
+    rm_config = replace(config, width=s.rm_width)
 
-    # 1. Language models: one becomes the policy, one the trunk of the jury, the others those of F reward
-    #    models each.
+    # 1. Language models: one becomes the policy, one the jury's trunk, the others trunks of F reward models.
     say(f"World {seed}, {task}: {P + 2} language models learn to write posts and summaries.")
-    pretrainings = [*range(P), "jury"]
-    names = [(config, "policy"), *((rm_config, p) for p in pretrainings)]
-    jobs = [(shape, s.pretrain_steps, *texts, seed, name, device) for shape, name in names]
-    policy, *pretrained = pool.map(pretrain, jobs)
-    pretrained = dict(zip(pretrainings, pretrained, strict=True))
+    texts = {"n_texts": s.pretrain_texts, "list_gap": s.list_gap}
+    job = {"config": rm_config, "steps": s.pretrain_steps, **texts, **here}
+    trunks = [*range(P), "jury"]
+    jobs = [{**job, "name": name} for name in trunks]
+    policy, *pretrained = pool.map(pretrain, [{**job, "name": "policy", "config": config}, *jobs])
 
     # 2. The SFT policy, and its samples. Best-of-n picks from the bank, and PPO answers the same posts; on
     #    samples for other posts, reward models are normalised.
     say(f"The policy learns to summarise (SFT) and writes {s.n} samples for each of {s.prompts} posts.")
-    (sft,) = pool.map(finetune, [(config, policy, s.sft_steps, *texts, seed, device)])
+    (sft,) = pool.map(train_sft, [{"config": config, "state": policy, "steps": s.sft_steps, **texts, **here}])
     posts = world.sample_posts(s.prompts, seed_for(seed, "bank posts"))
     others = world.sample_posts(512, seed_for(seed, "normalisation posts"))
-    draws = [
-        (posts, s.n, seed_for(seed, "bank samples")),
-        (others, 1, seed_for(seed, "normalisation samples")),
-    ]
-    bank, answers = pool.map(draw_samples, [(config, sft, *draw, device) for draw in draws])
+    job = {"config": config, "state": sft, "device": device}
+    draw = {**job, "posts": posts, "n": s.n, "seed": seed_for(seed, "bank samples")}
+    other = {**job, "posts": others, "n": 1, "seed": seed_for(seed, "normalisation samples")}
+    bank, answers = pool.map(draw_samples, [draw, other])
 
     # 3. Reward models: every pretraining with every finetuning seed.
     say(f"{P} x {F} reward models learn from the raters, and a jury of {s.jury} that nothing is aligned to.")
     training = judgements(s, task, s.pairs, seed_for(seed, "training"))
     validation = judgements(s, task, VALIDATION_PAIRS, seed_for(seed, "validation"))
-    steps, batch = ceil(s.pairs * s.rm_epochs / s.rm_batch), s.rm_batch * (2 if task == "nli" else 1)
-    data = (task, training, validation, (others, answers))
-    learn = (*data, TrainConfig(steps, batch, s.rm_lr), s.eta)
-    seeds = [(p, f) for p in range(P) for f in range(F)] + [("jury", f) for f in range(s.jury)]
-    found = pool.map(
-        train_reward_model, [(rm_config, pretrained[p], *learn, seed, f, device) for p, f in seeds]
-    )
-    states, jury = ([model["state"] for model in models] for models in (found[: P * F], found[P * F :]))
+    batch_size = s.rm_batch * (2 if task == "nli" else 1)
+    train_config = TrainConfig(ceil(s.pairs * s.rm_epochs / s.rm_batch), batch_size, s.rm_lr)
+    job = {"config": rm_config, "task": task, "train_config": train_config, "eta": s.eta, **here}
+    job |= {"training": training, "validation": validation, "calibration": (others, answers)}
+    found = []
+    for trunk, count in zip(pretrained, [F] * P + [s.jury], strict=True):
+        found += [{**job, "pretrained": trunk, "f": f} for f in range(count)]
+    found = pool.map(train_reward_model, found)
+    states = [model["state"] for model in found]
     accuracies = [model["accuracy"] for model in found[: P * F]]
     ceiling = agreement(partial(world.gold, task=task), validation, task)
     say(report.accuracy_line(accuracies, ceiling))
-    samples = (posts, bank, (others, answers))
-    return Trained(s, seed, task, device, config, rm_config, sft, *samples, states, jury, accuracies, ceiling)
+    return Trained(
+        s, seed, task, device, config, rm_config, sft, posts, bank, calibration=(others, answers),
+        states=states[: P * F], jury=states[P * F :], accuracies=accuracies, ceiling=ceiling,
+    )  # fmt: skip
 
 
-def best_of_n(trained, pool):
-    """Every reward model scores every sample, and texts that probe what it has learned: the Evidence."""
-    s, seed, M = trained.settings, trained.seed, len(trained.states)
-    raters = world.writers(s.list_gap, s.seen)[: 1 if trained.task == "nli" else 2]
-    edit_posts, edits = world.sample_edits(PROBES, seed_for(seed, "edits"))
-    texts = {  # posts, and n responses to each
-        "SFT's samples": (trained.posts, trained.bank),
-        "raters' texts": world.sample_texts(PROBES, seed_for(seed, "raters' texts"), raters, n=2),
-        "all habits": world.sample_texts(
-            PROBES, seed_for(seed, "all habits"), world.writers(s.list_gap), n=2
-        ),
-        "edits": (edit_posts, torch.stack(list(edits.values()), dim=1).flatten(0, 1)),
-    }
-    scores, gold, traits = {}, {}, {}
+def rate(t, texts, pool):
+    """What all say of texts, {name: (posts, n responses to each)}: {name: {"scores" (M, posts, n), "jury",
+    "gold" (posts, n), "traits"}}."""
+    states, rated = t.states + t.jury, {}
+    job = {"config": t.rm_config, "device": t.device}
+    jobs = [
+        {**job, "state": state, "posts": posts, "responses": responses}
+        for posts, responses in texts.values()
+        for state in states
+    ]
+    found = iter(pool.map(score, jobs))
     for name, (posts, responses) in texts.items():
-        models = trained.states + trained.jury
-        jobs = [(trained.rm_config, [state], posts, responses, trained.device) for state in models]
-        scores[name] = to_numpy(torch.cat(pool.map(score, jobs))).reshape(len(models), len(posts), -1)
-        gold[name], traits[name] = judge(posts, responses, trained.task)
-    paid, price = ((x - x[..., :1]).mean(-2) for x in (scores["edits"][:M], gold["edits"]))
-    samples, kinds_of_text = "SFT's samples", ("raters' texts", "all habits", "SFT's samples")
+        scores = np.array([next(found).double().numpy().reshape(len(posts), -1) for _ in states])
+        gold, traits = judge(posts, responses, t.task)
+        rated[name] = {"scores": scores[: len(t.states)], "jury": scores[len(t.states) :], "gold": gold}
+        rated[name]["traits"] = traits
+    return rated
+
+
+def rate_samples(t, pool):
+    """Every reward model scores every sample, and texts that probe what it has learned: the Evidence."""
+    s, seed = t.settings, t.seed
+    raters = world.writers(s.list_gap, s.seen)[: 1 if t.task == "nli" else 2]
+    texts = {}  # posts, and n responses to each
+    for name, writers in (("raters' texts", raters), ("all habits", world.writers(s.list_gap))):
+        texts[name] = world.sample_texts(PROBES, seed_for(seed, name), writers, n=2)
+    texts["SFT's samples"] = (t.posts, t.bank)
+    edit_posts, edits = world.sample_edits(PROBES, seed_for(seed, "edits"))
+    rated = rate(t, texts | {"edits": (edit_posts, torch.stack(list(edits.values()), 1).flatten(0, 1))}, pool)
+    edited = rated["edits"]
+    paid = (edited["scores"] - edited["scores"][..., :1]).mean(1)  # (M, edits), against the first, "none"
+    price = (edited["gold"] - edited["gold"][..., :1]).mean(0)
     evidence = Evidence(
-        accuracy=np.reshape(trained.accuracies, (s.pretrain_seeds, s.finetune_seeds)),
-        scores=scores[samples][:M].reshape(s.pretrain_seeds, s.finetune_seeds, s.prompts, s.n),
-        jury=scores[samples][M:],
-        gold=gold[samples],
-        traits=traits[samples],
+        F=s.finetune_seeds,
+        accuracy=np.array(t.accuracies),
+        **rated["SFT's samples"],
         edits={edit: {"models": paid[:, i], "gold": price[i]} for i, edit in enumerate(edits)},
-        ranking={name: claims.ranked_as_gold(scores[name][:M], gold[name]) for name in kinds_of_text},
-        aggregate=partial(aggregate_arrays, AGGREGATORS[s.aggregator]),
+        ranking={name: claims.ranked_as_gold(rated[name]["scores"], rated[name]["gold"]) for name in texts},
+        aggregate=lambda scores: aggregate(AGGREGATORS[s.aggregator], torch.from_numpy(scores)).numpy(),
     )
     pool.say(report.best_of_n_lines(claims.best_of_n_curves(evidence)))
     return evidence
 
 
-def align_policies(trained, evidence, pool):
-    """PPO on one reward model and on ensembles. Every run is scored by all reward models, and by gold."""
-    s, t, posts, seed = trained.settings, trained, trained.posts, trained.seed
+def align_policies(t, evidence, pool):
+    """PPO on one reward model and on ensembles; each run's texts are rated by all reward models and gold."""
+    s = t.settings
     pool.say("PPO: a line for each run, from its first update to its last, on its training posts.")
     sizes = {"updates": s.ppo_updates, "batch_size": s.ppo_batch, "minibatch_size": max(1, s.ppo_batch // 2)}
-    sizes["max_new_tokens"] = world.RESPONSE_LENGTH
+    job = {"config": t.config, "sft": t.sft, "rm_config": t.rm_config, "task": t.task, "posts": t.posts}
+    job |= {"aggregator": AGGREGATORS[s.aggregator], "seed": t.seed, "device": t.device}
     jobs, cases = [], ppo_cases(s)
     for kind, run, kl_weight, members in cases:
-        ppo_config = PPOConfig(kl_weight, seed=seed_for(seed, "ppo", run), **sizes)
-        reward = (t.rm_config, [t.states[m] for m in members], AGGREGATORS[s.aggregator])
-        jobs.append((t.config, t.sft, *reward, ppo_config, t.task, posts, seed, kind, run, t.device))
-    runs = pool.map(align, jobs, tell=report.ppo_line)
-    models = t.states + t.jury
-    scored = pool.map(score, [(t.rm_config, models, posts, run["responses"], t.device) for run in runs])
-    for (*_, members), run, scores in zip(cases, runs, scored, strict=True):
-        gold, traits = judge(posts, run["responses"], t.task)
-        run["gold"], run["traits"] = gold[:, 0], {name: trait[:, 0] for name, trait in traits.items()}
-        run["scores"], run["jury"] = np.split(to_numpy(scores), [len(t.states)])
-        run["members"], run["proxy"] = members, evidence.aggregate(run["scores"][members])
+        ppo_seed = seed_for(t.seed, "ppo", run)
+        ppo_config = PPOConfig(kl_weight, **sizes, max_new_tokens=world.RESPONSE_LENGTH, seed=ppo_seed)
+        states = [t.states[m] for m in members]
+        jobs.append({**job, "states": states, "ppo_config": ppo_config, "kind": kind, "run": run})
+    found = pool.map(align, jobs, tell=report.ppo_line)
+    rated = rate(t, {i: (t.posts, run["responses"]) for i, run in enumerate(found)}, pool)
+    runs = []
+    for (*_, members), run, x in zip(cases, found, rated.values(), strict=True):
+        by_post = {name: x[name][..., 0] for name in ("scores", "jury", "gold")}
+        by_post["traits"] = {name: trait[:, 0] for name, trait in x["traits"].items()}
+        by_post["proxy"] = evidence.aggregate(by_post["scores"][members])
+        runs.append(run | by_post | {"members": members})
     return runs
 
 
 def ppo_cases(s):
     """(kind, run, KL weight, members) of every PPO run. Run i is on pretrain ensemble i, on finetune ensemble
     i, and on the one reward model in both."""
-    P, F = s.pretrain_seeds, s.finetune_seeds
-    grid = np.arange(P * F).reshape(P, F).tolist()
-    cases = []
+    ensembles, cases = claims.all_ensembles(s.pretrain_seeds, s.finetune_seeds), []
     for kl_weight in sorted(s.kl_weights):
         for run in range(s.ppo_runs):
-            finetune = finetune_ensembles(grid)[run % P]
-            pretrain = pretrain_ensembles(grid)[run % F]
+            finetune = ensembles["finetune"][run % s.pretrain_seeds]
+            pretrain = ensembles["pretrain"][run % s.finetune_seeds]
             single = [member for member in pretrain if member in finetune]
             members = {"single": single, "finetune": finetune, "pretrain": pretrain}
             cases += [(kind, run, kl_weight, members[kind]) for kind in members]
     return cases
 
 
-def make_film(trained, evidence, pool):
+def make_film(t, evidence, pool):
     """One post, and what the first run of each kind at the smallest KL weight makes of it: {"post", kind:
     {"members", "frames": [{update, kl, text, proxy, gold, jury, "scores" of all reward models}]}}. Of the
     first FILM_POSTS, it is the one on which PPO on one reward model raises proxy minus gold most, in std."""
-    t, posts, M = trained, trained.posts[:FILM_POSTS], len(trained.states)
+    posts, updates = t.posts[:FILM_POSTS], [0, *film_updates(t.settings.ppo_updates)]
     runs = {kind: evidence.runs_of(kind)[0] for kind in KINDS}
-    jobs = [(t.rm_config, t.states + t.jury, posts, run["frames"], t.device) for run in runs.values()]
-    scored = [to_numpy(scores).reshape(len(scores), len(posts), -1) for scores in pool.map(score, jobs)]
-    golds = [judge(posts, run["frames"], t.task)[0] for run in runs.values()]
-    proxies = [evidence.aggregate(x[run["members"]]) for x, run in zip(scored, runs.values(), strict=True)]
-    gap = proxies[0] / evidence.proxies("single").std() - golds[0] / evidence.gold.std()
+    rated = rate(t, {kind: (posts, run["frames"]) for kind, run in runs.items()}, pool)
+    for kind, run in runs.items():
+        rated[kind]["proxy"] = evidence.aggregate(rated[kind]["scores"][run["members"]])  # (posts, frames)
+    proxy, gold = rated["single"]["proxy"], rated["single"]["gold"]
+    gap = proxy / evidence.proxies("single").std() - gold / evidence.gold.std()
     post = (gap[:, -1] - gap[:, 0]).argmax()
     film = {"post": world.decode(posts[post])}
-    for (kind, run), scores, gold, proxy in zip(runs.items(), scored, golds, proxies, strict=True):
-        texts, frames = run["frames"].view(*gold.shape, -1)[post], []
-        for i, update in enumerate([0, *film_updates(t.settings.ppo_updates)]):
-            frames.append({
-                "update": update, "kl": run["curve"]["kl"][max(0, update - 1)],
-                "text": world.decode(texts[i]),
-                "proxy": proxy[post, i], "gold": gold[post, i], "jury": scores[M:, post, i].mean(),
-                "scores": scores[:M, post, i],
-            })  # fmt: skip
+    for kind, run in runs.items():
+        texts, x, frames = run["frames"].view(*gold.shape, -1)[post], rated[kind], []
+        kl = [*run["curve"]["kl"], run["kl"]]  # before each update, and after the last
+        for i, update in enumerate(updates):
+            frame = {"update": update, "kl": kl[update], "text": world.decode(texts[i])}
+            frame |= {name: x[name][post, i] for name in ("proxy", "gold")}
+            frames.append(frame | {"jury": x["jury"][:, post, i].mean(), "scores": x["scores"][:, post, i]})
         film[kind] = {"members": run["members"], "frames": frames}
     return film
 
@@ -408,56 +416,49 @@ def film_updates(updates):
 
 def judge(posts, responses, task):
     """Gold (posts, n) and traits {name: (posts, n)} of n responses to each post, as arrays."""
-    n = len(responses) // len(posts)
-    parts, traits = world.judge_rows(posts.repeat_interleave(n, 0), responses, task)
-    gold = to_numpy(sum(part.double() for part in parts.values())).round(5)
-    return gold.reshape(-1, n), {name: to_numpy(trait).reshape(-1, n) for name, trait in traits.items()}
-
-
-def to_numpy(tensor):
-    """A tensor as an array of float64."""
-    return tensor.double().numpy()
-
-
-def aggregate_arrays(aggregator, scores):
-    """ensemble.aggregate on an array (M, ...) -> (...)."""
-    return aggregate(aggregator, torch.from_numpy(scores)).numpy()
+    shape = (len(posts), -1)
+    parts, traits = world.judge_rows(
+        posts.repeat_interleave(len(responses) // len(posts), 0), responses, task
+    )
+    gold = sum(part.double() for part in parts.values()).numpy().round(5)
+    return gold.reshape(shape), {
+        name: trait.double().numpy().reshape(shape) for name, trait in traits.items()
+    }
 
 
 # ----- what a world leaves ------------------------------------------------------------------------
-def record_of(trained, evidence, film):
+def record_of(t, evidence, film):
     """A world's record, as it is in JSON."""
-    accuracies, settings = trained.accuracies, asdict(trained.settings)
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-    head = {"seed": trained.seed, "task": trained.task, "settings": settings, "versions": versions}
+    head = {"seed": t.seed, "task": t.task, "settings": asdict(t.settings), "versions": versions}
+    accuracy = {"mean": np.mean(t.accuracies), "std": np.std(t.accuracies), "ceiling": t.ceiling}
     return head | rounded({
-        "device": trained.device,
-        "accuracy": {"mean": np.mean(accuracies), "std": np.std(accuracies), "ceiling": trained.ceiling},
+        "device": t.device,
+        "accuracy": accuracy,
         "correlation": claims.correlation_with_gold(evidence),
-        "claims": claims.measure(evidence, trained.task),
+        "claims": claims.measure(evidence, t.task),
         "gold_std": evidence.gold.std(),
         "best_of_n": claims.best_of_n_curves(evidence),
         "traits": claims.trait_table(evidence),
         "ppo": [claims.summary_of(evidence, run) for run in evidence.runs],
         "edits": evidence.edits,
-        "ranking": evidence.ranking,
+        "ranking": evidence.ranking | {"PPO's texts": claims.ranked_on_ppo(evidence)},
         "film": film,
     })  # fmt: skip
 
 
-def bank_of(trained, evidence):
+def bank_of(t, evidence):
     """Scored samples to play with, the bytes of an .npz: see experiments/README.md, field by field."""
-    P, F, *table = evidence.scores.shape
-    posts, bank = trained.posts, trained.bank
-    parts, _ = world.judge_rows(posts.repeat_interleave(table[1], 0), bank, trained.task)
-    arrays = {"rewards": evidence.flat, "gold": evidence.gold}
+    (M, *table), F = evidence.scores.shape, evidence.F
+    parts, _ = world.judge_rows(t.posts.repeat_interleave(table[1], 0), t.bank, t.task)
+    arrays = {"rewards": evidence.scores, "gold": evidence.gold}
     arrays |= {f"part_{name}": part.numpy().reshape(table) for name, part in parts.items()}
     arrays |= {f"trait_{name}": trait for name, trait in evidence.traits.items()}
     arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
-    arrays["pretrain_seed"] = np.arange(P * F) // F
-    arrays["finetune_seed"] = np.arange(P * F) % F
-    arrays["posts"] = np.array([world.decode(row) for row in posts.tolist()])
-    arrays["responses"] = np.reshape([world.decode(row) for row in bank.tolist()], table)
+    arrays["pretrain_seed"] = np.arange(M) // F
+    arrays["finetune_seed"] = np.arange(M) % F
+    arrays["posts"] = np.array([world.decode(row) for row in t.posts.tolist()])
+    arrays["responses"] = np.reshape([world.decode(row) for row in t.bank.tolist()], table)
     file = io.BytesIO()
     np.savez_compressed(file, **arrays)
     return file.getvalue()

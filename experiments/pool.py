@@ -1,9 +1,9 @@
 """The engine: a cached map over several processes. It knows nothing of reward models.
 
     with processes(2) as executor:
-        squares = Pool(executor, folder).map(square, [(1,), (2,), (3,)])
+        squares = Pool(executor, folder).map(square, [{"x": 1}, {"x": 2}, {"x": 3}])
 
-A job is the arguments of a pure function. Its value is kept in the folder under a key: a hash of the
+A job is the arguments of a pure function, by name. Its value is kept in the folder under a key: a hash of the
 arguments, by content, and of the code that the function reaches. Only the parent process touches the disk.
 """
 
@@ -47,7 +47,7 @@ class Pool:
         sys.stdout.flush()
 
     def map(self, function, jobs, tell=None):
-        """function(*job) of every job, in order: tensors, numbers, strings, or lists and dicts of these.
+        """function(**job) of every job, in order: tensors, numbers, strings, or lists and dicts of these.
         What is not in the folder is computed. With `tell`, a line says tell(value) as soon as it is there."""
         paths = [self.folder / f"{function.__name__}-{key(function, job)}.pt" for job in jobs]
         futures = {}
@@ -66,10 +66,10 @@ class Pool:
 
 
 def run(function, job):
-    """What a worker does: function(*job), as the bytes of a file. One thread: these matrices are too small to
-    be split, so two processes of one thread do far more than one process of two."""
+    """What a worker does: function(**job), as the bytes of a file. One thread: these matrices are too small
+    to be split, so two processes of one thread do far more than one process of two."""
     torch.set_num_threads(1)
-    return saved(function(*pickle.loads(job)))
+    return saved(function(**pickle.loads(job)))
 
 
 def saved(value):
@@ -146,7 +146,7 @@ def cluster(address):
 
 # ----- keys ---------------------------------------------------------------------------------------
 def key(function, job):
-    """A hash, 16 hexadecimal digits, of all that function(*job) depends on."""
+    """A hash, 16 hexadecimal digits, of all that function(**job) depends on."""
     versions = [torch.__version__, *platform.python_version_tuple()[:2]]  # Python's: of random.Random
     return hashlib.sha256(b"".join(content([versions, function, job]))).hexdigest()[:16]
 
