@@ -49,7 +49,7 @@ def test_a_tiny_world(tiny, tmp_path, script, flags):
     with patch.object(script, "processes", ThreadPoolExecutor):
         script.main([*TINY, *flags, "--seeds", "3", "--processes", "1", "--out", str(out)])
     made = {path.name for path in out.glob("cache/*")} - {path.name for path in tiny.glob("cache/*")}
-    assert not any(name.startswith(("pretrain", "finetune", "draw_samples")) for name in made)
+    assert not any(name.startswith(("pretrain", "train_sft", "draw_samples")) for name in made)
     assert (out / f"{name}.png").stat().st_size > 10_000
     found, world = (json.loads((out / f"{x}.json").read_text("utf-8")) for x in (name, "world-3-tldr"))
     gold = found["gold"][0][0] if script is distance else found["rows"][1]["gold pretrain"]

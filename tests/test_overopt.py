@@ -74,6 +74,7 @@ def test_film(tiny):
                 frame["gold"] == pytest.approx(sum(parts.values()))
                 or frame["gold"] <= without_end + 0.3 + 1e-6
             )
+        assert abs(frames[0]["kl"]) < 1e-4
     first = [film[kind]["frames"][0]["text"] for kind in ("single", "finetune", "pretrain")]
     assert len(set(first)) == 1  # before the first update all policies are SFT
 

@@ -32,9 +32,9 @@ from world import HABIT_NAMES
 
 def measure(evidence):
     """What the reward models of a world do: {name: number}."""
-    gold, lists, F = evidence.gold, evidence.traits["list"], evidence.scores.shape[1]
+    gold, lists, F = evidence.gold, evidence.traits["list"], evidence.F
     best = {kind: evidence.mean("gold", "best of n", kind) for kind in KINDS}
-    _, within, between = pair_means(rank_correlation(evidence.flat.reshape(len(evidence.flat), -1)), F)
+    _, within, between = pair_means(rank_correlation(evidence.scores.reshape(len(evidence.scores), -1)), F)
     return {
         "accuracy": evidence.accuracy.mean(),
         "gold SFT": gold.mean(),
@@ -87,7 +87,7 @@ def rows_of_world(s, seed, sets, task, device, pool):
     rows = []
     for seen in sets:
         trained = overopt.train_models(replace(s, seen=seen), seed, task, device, pool)
-        row = measure(overopt.best_of_n(trained, pool))
+        row = measure(overopt.rate_samples(trained, pool))
         rows.append({"seed": seed, "seen": seen, **row})
         pool.say(f"    raters see {', '.join(seen)}: {row['lists pretrain']:.0%} lists")
     return rows

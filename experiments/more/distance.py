@@ -75,15 +75,17 @@ def distances(config, state, training, calibration, bank):
 def measure(s, seed, pool):
     """One world: each quantity of the best of n at each weight, mean over pretrain ensembles (4, weights)."""
     trained = overopt.train_models(s, seed, "tldr", "cpu", pool)
-    evidence, P, F = overopt.best_of_n(trained, pool), s.pretrain_seeds, s.finetune_seeds
+    evidence, P, F = overopt.rate_samples(trained, pool), s.pretrain_seeds, s.finetune_seeds
     prompts, chosen, rejected = overopt.judgements(s, "tldr", s.pairs, overopt.seed_for(seed, "training"))
-    texts = ((prompts, torch.stack([chosen, rejected], 1).flatten(0, 1)), trained.calibration)
-    jobs = [(trained.rm_config, state, *texts, (trained.posts, trained.bank)) for state in trained.states]
-    away = np.array([x.numpy() for x in pool.map(distances, jobs)]).reshape(evidence.flat.shape)
+    job = {"config": trained.rm_config, "calibration": trained.calibration}
+    job["training"] = (prompts, torch.stack([chosen, rejected], 1).flatten(0, 1))
+    job["bank"] = (trained.posts, trained.bank)
+    jobs = [{**job, "state": state} for state in trained.states]
+    away = np.array([x.numpy() for x in pool.map(distances, jobs)]).reshape(evidence.scores.shape)
     values = np.stack([evidence.gold, *(evidence.traits[name] for name in QUANTITIES[1:])])
     values = values[:, None]  # (4, 1, posts, n)
     members = np.transpose(pretrain_ensembles(np.arange(P * F).reshape(P, F)))  # a column is an ensemble
-    proxies = [penalised(evidence.flat[members], away[members], weight) for weight in WEIGHTS]
+    proxies = [penalised(evidence.scores[members], away[members], weight) for weight in WEIGHTS]
     found = np.transpose([expected_best_of_n(p, values, [s.n]).mean((1, 2, 3)) for p in proxies])
     for name, row in zip(QUANTITIES, found, strict=True):
         pool.say(f"    {name:<12}" + ", ".join(f"{x:.2f}" for x in row))
