@@ -30,7 +30,8 @@ def evidence(own_trait=0.0, own_noise=0.0, pretraining_noise=0.0, posts=POSTS):
     found = Evidence(
         F=F, accuracy=np.full(P * F, 0.6), scores=scores.reshape(-1, posts, N),
         jury=np.stack([truth - 1, truth + 1]), gold=truth, traits=traits,
-        edits={edit: {"models": np.zeros(2)} for edit in EDITS}, ranking={}, aggregate=lambda members: members.mean(0),
+        edits={edit: {"models": np.zeros(2)} for edit in EDITS}, ranking={},
+        aggregate=lambda members: members.mean(0),
     )  # fmt: skip
     for kind, golds in GOLD.items():
         for run, (kl_weight, gold) in product((0, 1), zip((0.02, 0.1), golds, strict=True)):
