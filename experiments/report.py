@@ -123,11 +123,11 @@ def summary(records):
     """What the worlds of a task say, for the terminal: a line for each claim."""
     seeds = ", ".join(str(record["seed"]) for record in records)
     lines = [f"{records[0]['task']}; seeds: {seeds}"]
-    lines.append(f"  {'claim':<24} {'mean [95 % interval]':<22} {'agree':>8}  verdict")
+    lines.append(f"  {'claim':<29} {'mean [95 % interval]':<22} {'agree':>8}  verdict")
     for row in claims_table(records):
         numbers = f"{mean_and_interval(row):<22} {agreement(row):>8}"
-        expected = "  (the paper: below 0)" if row["sign"] < 0 else ""
-        lines.append(f"  {row['id']:<24} {numbers}  {row['verdict']}{expected}")
+        notes = ", fragile" * row["fragile"] + "  (claimed: below 0)" * (row["sign"] < 0)
+        lines.append(f"  {row['id']:<29} {numbers}  {row['verdict']}{notes}")
     if len(records) < 3:
         lines.append("  Fewer than three worlds show numbers, not verdicts: try --seeds 1 2 3.")
     return "\n".join(lines)

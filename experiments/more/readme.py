@@ -49,18 +49,9 @@ def full_markdown(table):
     rows = []
     for id, row in table.items():
         each = " ".join(f"{number:+.2f}" for number in row["numbers"])
-        median = f"{row['median']:+.2f}"
-        rows.append(
-            [
-                f"`{id}`",
-                mean_and_interval(row),
-                median,
-                agreement(row),
-                row["verdict"] + (", fragile" if row["fragile"] else ""),
-                each,
-            ]
-        )
-    return markdown(["claim", "mean and interval", "median", "agree", "verdict", "each world"], rows)
+        verdict = row["verdict"] + (", fragile" if row["fragile"] else "")
+        rows.append([f"`{id}`", mean_and_interval(row), agreement(row), verdict, each])
+    return markdown(["claim", "mean and interval", "agree", "verdict", "each world"], rows)
 
 
 def traits_markdown(records):
