@@ -86,12 +86,14 @@ class Settings:
     aggregator: str = setting("mean", "how ensembles aggregate")
 
     def __post_init__(self):
-        for name, value in vars(self).items():
-            least = 2 if name in ("prompts", "n") else 1 if isinstance(value, int) else 0
-            for number in value if name == "kl_weights" else [value]:
-                if name not in ("aggregator", "seen") and not least <= number < inf:
-                    raise ValueError(f"{flag(name)} must be >= {least}, got {number}")
-        for width in (self.width, self.rm_width):  # what they are for says what else is wrong: now, not later
+        numbers = [(name, value) for name, value in vars(self).items() if isinstance(value, int | float)]
+        numbers += [("kl_weights", weight) for weight in self.kl_weights]
+        for name, number in numbers:
+            least = 2 if name in ("prompts", "n") else 1 if isinstance(number, int) else 0
+            if not least <= number < inf:
+                raise ValueError(f"{flag(name)} must be >= {least}, got {number}")
+        # Made here once, so that their own checks fail now and not after minutes.
+        for width in (self.width, self.rm_width):
             Config(world.VOCAB_SIZE, CONTEXT, width, self.layers, self.heads)
         world.writers(self.list_gap, self.seen)
 
@@ -211,7 +213,7 @@ def align(config, sft, rm_config, states, aggregator, ppo_config, task, posts, s
         return sample(policy, posts, world.RESPONSE_LENGTH, generator)
 
     updates, frames = [], [answer(posts[:FILM_POSTS])]
-    for update in ppo(policy, reward, prompts, ppo_config, gold, desc=None):  # it trains as it yields
+    for update in ppo(policy, reward, prompts, ppo_config, gold, desc=None):  # each has changed the policy
         updates.append(update)
         if len(updates) in film_updates(ppo_config.updates):
             frames.append(answer(posts[:FILM_POSTS]))
@@ -289,12 +291,12 @@ def train_models(s, seed, task, device, pool):
     train_config = TrainConfig(ceil(s.pairs * s.rm_epochs / s.rm_batch), batch_size, s.rm_lr)
     job = {"config": rm_config, "task": task, "train_config": train_config, "eta": s.eta, **here}
     job |= {"training": training, "validation": validation, "calibration": (others, answers)}
-    found = []
+    jobs = []
     for trunk, count in zip(pretrained, [F] * P + [s.jury], strict=True):
-        found += [{**job, "pretrained": trunk, "f": f} for f in range(count)]
-    found = pool.map(train_reward_model, found)
-    states = [model["state"] for model in found]
-    accuracies = [model["accuracy"] for model in found[: P * F]]
+        jobs += [{**job, "pretrained": trunk, "f": f} for f in range(count)]
+    models = pool.map(train_reward_model, jobs)
+    states = [model["state"] for model in models]
+    accuracies = [model["accuracy"] for model in models[: P * F]]
     ceiling = agreement(partial(world.gold, task=task), validation, task)
     say(report.accuracy_line(accuracies, ceiling))
     return Trained(
@@ -304,8 +306,8 @@ def train_models(s, seed, task, device, pool):
 
 
 def rate(t, texts, pool):
-    """What all say of texts, {name: (posts, n responses to each)}: {name: {"scores" (M, posts, n), "jury",
-    "gold" (posts, n), "traits"}}."""
+    """What reward models, jury and gold say of texts, {name: (posts, n responses to each)}: {name: {"scores"
+    (M, posts, n), "jury" (J, posts, n), "gold" (posts, n), "traits" {trait: (posts, n)}}}."""
     states, rated = t.states + t.jury, {}
     job = {"config": t.rm_config, "device": t.device}
     jobs = [
@@ -323,11 +325,13 @@ def rate(t, texts, pool):
 
 
 def rate_samples(t, pool):
-    """Every reward model scores every sample, and texts that probe what it has learned: the Evidence."""
+    """Every reward model scores every sample, and texts that probe what it has learned: the Evidence.
+    Best-of-n needs no run of its own: claims.py computes it from these scores."""
     s, seed = t.settings, t.seed
-    raters = world.writers(s.list_gap, s.seen)[: 1 if t.task == "nli" else 2]
+    compared = world.writers(s.list_gap, s.seen)  # whose texts raters compare; for nli they check the first's
+    compared = compared[:1] if t.task == "nli" else compared
     texts = {}  # posts, and n responses to each
-    for name, writers in (("raters' texts", raters), ("all habits", world.writers(s.list_gap))):
+    for name, writers in (("raters' texts", compared), ("all habits", world.writers(s.list_gap))):
         texts[name] = world.sample_texts(PROBES, seed_for(seed, name), writers, n=2)
     texts["SFT's samples"] = (t.posts, t.bank)
     edit_posts, edits = world.sample_edits(PROBES, seed_for(seed, "edits"))
@@ -372,8 +376,8 @@ def align_policies(t, evidence, pool):
 
 
 def ppo_cases(s):
-    """(kind, run, KL weight, members) of every PPO run. Run i is on pretrain ensemble i, on finetune ensemble
-    i, and on the one reward model in both."""
+    """(kind, run, KL weight, members) of every PPO run. In the grid of reward models, a row a pretraining, run
+    i is on row i (a finetune ensemble), on diagonal i (a pretrain ensemble), and on where they cross."""
     ensembles, cases = claims.all_ensembles(s.pretrain_seeds, s.finetune_seeds), []
     for kl_weight in sorted(s.kl_weights):
         for run in range(s.ppo_runs):

@@ -187,8 +187,8 @@ def code_of(module, name):
 
 @cache
 def definitions(module):
-    """Of the file as it is at first: ({name: the top-level statements that define it}, {name: (module, name
-    there)} of what it imports from our modules)."""
+    """Of the file as it is when first asked for: ({name: the top-level statements that define it}, {name:
+    (module, name there)} of what it imports from our modules)."""
     tree, defined, imported = ast.parse(MODULES[module].read_text("utf-8")), {}, {}
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node):

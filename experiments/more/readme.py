@@ -96,7 +96,23 @@ def ranked(kind):
     return lambda record: np.mean(record["ranking"][kind])
 
 
+def between(kind, higher, lower):
+    """How much more the best of n gains by one judge's reward than by another's; gold in its std."""
+
+    def gain(record, judge):
+        curve = np.array(record["best_of_n"][kind][judge])
+        return (curve[-1] - curve[0]) / (record["gold_std"] if judge == "gold" else 1)
+
+    return lambda record: gain(record, higher) - gain(record, lower)
+
+
 WHY = {
+    "luck_single": between("single", "proxy", "same"),
+    "luck_pretrain": between("pretrain", "proxy", "same"),
+    "pretraining_single": between("single", "same", "jury"),
+    "pretraining_pretrain": between("pretrain", "same", "jury"),
+    "shared_single": between("single", "jury", "gold"),
+    "shared_pretrain": between("pretrain", "jury", "gold"),
     "edit_list": edit("list"),
     "edit_filler": edit("filler"),
     "edit_number": edit("wrong number"),
