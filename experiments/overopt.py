@@ -376,7 +376,7 @@ def align_policies(t, evidence, pool):
 
 
 def ppo_cases(s):
-    """(kind, run, KL weight, members) of every PPO run. In the grid of reward models, a row a pretraining, run
+    """(kind, run, KL weight, members) of each PPO run. In the grid of reward models, a row a pretraining, run
     i is on row i (a finetune ensemble), on diagonal i (a pretrain ensemble), and on where they cross."""
     ensembles, cases = claims.all_ensembles(s.pretrain_seeds, s.finetune_seeds), []
     for kl_weight in sorted(s.kl_weights):
