@@ -6,7 +6,7 @@
     log_probs(model, prompts, responses)  # (B, R), of those very samples
 
 Tokens are int64, rows padded on the *right*. All prompts have length P. A response has up to R tokens, and
-ends with EOS unless it ran out of room. B rows in a batch, N in the data, T positions, D width, V words.
+ends with EOS unless it ran out of room. B rows in a batch, N in the data, T positions, D width, V tokens known.
 """
 
 import math
@@ -187,7 +187,7 @@ def trim(responses, pad):
 
 def check_texts(config, prompts, responses=None):
     """ValueError unless prompts (B, P) hold tokens and no PAD, and responses (B * n, R) hold words, then
-    perhaps EOS, then PAD. Called where a user's texts come in, not in inner loops."""
+    perhaps EOS, then PAD. Called where a user's texts come in."""
     if prompts.numel() == 0 or (prompts == config.pad).any():
         raise ValueError(f"prompts must hold tokens and no PAD; their shape is {tuple(prompts.shape)}")
     if responses is None:

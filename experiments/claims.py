@@ -58,6 +58,12 @@ class Evidence:
         kl_weight = which(run["kl_weight"] for run in self.runs)
         return [run for run in self.runs if (run["kind"], run["kl_weight"]) == (kind, kl_weight)]
 
+    def texts(self, method, kind=None, which=min):
+        """What a policy's texts depend on: equal for policies that are one and the same."""
+        if method == PPO:
+            return [(run["kl_weight"], run["run"], run["members"]) for run in self.runs_of(kind, which)]
+        return [method] if method == SFT else [method, self.ensembles(kind)]
+
     def mean(self, name, method, kind=None, which=min):
         """Mean of gold, the jury's reward, the proxy or a trait over a policy's texts. Methods: "SFT",
         "best of n" (largest n), "PPO"."""
@@ -86,7 +92,7 @@ def pair_means(matrix, F):
 
 def rank_correlation(scores):
     """Spearman's correlation of every two reward models, over texts: (M, texts) -> (M, M)."""
-    return np.corrcoef(scores.argsort(-1).argsort(-1))
+    return np.corrcoef(scores.argsort(-1).argsort(-1)).reshape(len(scores), -1)
 
 
 def judged(scores, picks):
@@ -150,14 +156,21 @@ def rank_corr_pretrain(evidence):
 
 
 def gain(evidence, name, policy, other):
-    """The mean of gold or a trait over one policy's texts, minus another's; see Evidence.mean."""
+    """The mean of gold or a trait over one policy's texts, minus another's; see Evidence.mean. NaN for two
+    policies that are one and the same, such as those of ensembles of one."""
+    if evidence.texts(*policy) == evidence.texts(*other):
+        return np.nan
     return evidence.mean(name, *policy) - evidence.mean(name, *other)
 
 
 def unearned(evidence, method, kind):
     """The rise from SFT of the reward that a policy is aligned to, minus the jury's."""
-    proxy, jury = (gain(evidence, name, (method, kind), (SFT, kind)) for name in ("proxy", "jury"))
-    return proxy - jury
+    if method == PPO:  # of the very members that it is aligned to: there are fewer runs than ensembles
+        start = np.mean([evidence.aggregate(evidence.scores[r["members"]]) for r in evidence.runs_of(kind)])
+    else:
+        start = evidence.proxies(kind).mean()
+    jury = evidence.mean("jury", method, kind) - evidence.mean("jury", SFT)
+    return evidence.mean("proxy", method, kind) - start - jury
 
 
 def past_the_peak(evidence, kind):
@@ -181,6 +194,8 @@ def at_kl(run, kl):
 def gain_at_equal_kl(evidence, better, worse):
     """Gold of PPO at the smallest KL weight, run by run where both have gone equally far: at the KL that the
     nearer of the two ends at."""
+    if evidence.texts(PPO, better) == evidence.texts(PPO, worse):
+        return np.nan
     gains = []
     for run, other in zip(evidence.runs_of(better), evidence.runs_of(worse), strict=True):
         kl = min(np.mean(r["curve"]["kl"][-5:]) for r in (run, other))
@@ -204,7 +219,7 @@ class Claim:
     statement: str
     measure: Callable  # measure(evidence, *arguments) -> number
     arguments: tuple
-    signs: dict  # {task: 1 or -1; 0: described, not tested}, without the tasks that it is not made for
+    signs: dict  # {task: the side of 0 where it should be, 1 or -1; 0: described, not tested}
     paper: tuple = ()  # the tasks for which the paper makes it; for the others it is ours
 
 
@@ -216,7 +231,7 @@ def claims_of_kind(kind, suffix):
     """Overoptimisation of one reward model, or of ensembles."""
     name, paper = KINDS[kind], PAIRWISE if kind == "single" else ()
     for id, method in (("bon", BEST), ("rl", PPO)):
-        words = f"Rise of its own reward minus the jury's, {method} by {name}"
+        words = f"Rise of its own reward minus the jury's, {method} {'by' if method == BEST else 'on'} {name}"
         yield Claim(f"overopt_{id}_jury{suffix}", words, unearned, (method, kind), EVERY_TASK, paper)
     words = f"Gold of the best of n by {name}: n = {PEAK}, minus the largest n"
     yield Claim(f"overopt_bon{suffix}", words, past_the_peak, (kind,), EVERY_TASK, paper)
@@ -241,15 +256,15 @@ CLAIMS = [
           accuracy_spread, (), dict.fromkeys(EVERY_TASK, 0), tuple(EVERY_TASK)),
     Claim("bon_self_vs_same",
           "Reward of a text that resembles a model's pick: by that model, minus by others of its pretraining",
-          bon_self_vs_same, (), EVERY_TASK, tuple(EVERY_TASK)),
+          bon_self_vs_same, (), EVERY_TASK, PAIRWISE),
     Claim("bon_same_vs_other",
           "Reward of a model's best-of-n pick: by others of its pretraining, minus by other pretrainings",
-          bon_same_vs_other, (), EVERY_TASK, tuple(EVERY_TASK)),
+          bon_same_vs_other, (), EVERY_TASK, PAIRWISE),
     Claim("rank_corr_shift",
           "Rank correlation of reward models: on SFT's samples, minus on texts of PPO on one of them",
           rank_corr_shift, (), EVERY_TASK, PAIRWISE),
     Claim("rank_corr_pretrain",
-          "Rank correlation within minus between pretrainings: on PPO's texts, minus on SFT's samples",
+          "Rank correlation within minus between pretrainings: on texts of PPO on ensembles, minus on SFT's",
           rank_corr_pretrain, (), EVERY_TASK, PAIRWISE),
     # Overoptimisation.
     *claims_of_kind("single", ""),
@@ -350,9 +365,9 @@ def ranked_on_ppo(evidence):
 
 
 def best_of_n_curves(evidence):
-    """For every n, of the best of n by a kind: {"n": [...], kind: {quantity: [...]}}. They are
-    gold; proxy, the reward that picks; jury; and same, by models of its pretrainings that are no members
-    (finetune ensembles have none)."""
+    """For every n and kind, means over the best of n: {"n": [...], kind: {quantity: [...]}}. The quantities:
+    gold; proxy, the reward that picks; jury; same, the reward by other models of the members' pretrainings
+    (finetune ensembles leave none)."""
     N = evidence.gold.shape[1]
     ns = [n for n in (1, 2, 4, 8, 16, 32, 64, 128, 256) if n < N] + [N]
     curves = {"n": ns}

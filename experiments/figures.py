@@ -43,7 +43,7 @@ def overoptimisation(records):
     figure, axes = plt.subplots(1, 3, figsize=(13, 4.4), sharey=True, sharex=True)
     weights = {run["kl_weight"] for run in records[0]["ppo"]}
     for axis, kind in zip(axes, KINDS, strict=True):
-        for weight, style in ((max(weights), ":"), (min(weights), "-")):
+        for weight, style in {max(weights): ":", min(weights): "-"}.items():
             kl, proxy, gold = (along_ppo(records, kind, weight, name) for name in ("kl", "proxy", "gold"))
             gold = [in_std(record, curve) for record, curve in zip(records, gold, strict=True)]
             band(axis, kl.mean(0), proxy, GREY, f"proxy, KL weight {weight:g}", style)
@@ -129,7 +129,7 @@ def ranking(records):
     """On which texts a reward model still orders pairs as gold does: a dot for each world."""
     figure, axis = plt.subplots(figsize=(7.5, 4.4))
     kinds = list(records[0]["ranking"])
-    values = np.array([[np.mean(r["ranking"][kind]) for kind in kinds] for r in records])
+    values = np.array([[np.mean(np.array(r["ranking"][kind], float)) for kind in kinds] for r in records])
     band(axis, range(len(kinds)), values, COLOURS["pretrain"], None)
     axis.plot(range(len(kinds)), values.T, ".", color=COLOURS["pretrain"], alpha=0.3)
     axis.axhline(0.5, color=GREY, linestyle=":")

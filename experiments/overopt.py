@@ -30,7 +30,7 @@ import report
 import torch
 import world
 from claims import KINDS, Evidence
-from pool import Pool, cluster, processes, saved, write_whole
+from pool import Pool, cluster, key, processes, saved, write_whole
 
 from ensemble import AGGREGATORS, Ensemble, aggregate
 from policy import Config, LanguageModel, TrainConfig, log_probs, sample, train_lm
@@ -92,6 +92,9 @@ class Settings:
             least = 2 if name in ("prompts", "n") else 1 if isinstance(number, int) else 0
             if not least <= number < inf:
                 raise ValueError(f"{flag(name)} must be >= {least}, got {number}")
+        if self.flipped > 1:
+            raise ValueError(f"--flipped must be <= 1, got {self.flipped}")
+        key(AGGREGATORS[self.aggregator], {})  # ValueError if no job can be made of it
         # Made here once, so that their own checks fail now and not after minutes.
         for width in (self.width, self.rm_width):
             Config(world.VOCAB_SIZE, CONTEXT, width, self.layers, self.heads)
@@ -178,10 +181,10 @@ def train_reward_model(
         train_rm(model, *training, train_config, order, eta, desc=None)
     normalise(model, *(x.to(device) for x in calibration))
     with torch.no_grad():
-        return {"state": model.state_dict(), "accuracy": agreement(model, validation, task)}
+        return {"state": model.state_dict(), "accuracy": rater_accuracy(model, validation, task)}
 
 
-def agreement(reward, data, task):
+def rater_accuracy(reward, data, task):
     """Share of the pairs that a reward function orders as the rater does; nli: of all pairs of a response
     labelled 1 and one labelled 0, the AUC."""
     if task == "nli":
@@ -200,8 +203,9 @@ def score(config, state, posts, responses, device):
 def align(config, sft, rm_config, states, aggregator, ppo_config, task, posts, seed, kind, run, device):
     """PPO from the SFT policy on the aggregated rewards of some reward models, then one response to each of
     `posts`: {kind, run, kl_weight, "curve": {name: numbers} over the updates, "kl": to SFT in nats per
-    response, "responses" (posts, R), "frames": its responses to the first FILM_POSTS posts at each of
-    `film_updates`, (posts * frames, R)}. Runs of the same number see the same prompts in the same order."""
+    response, "responses" (posts, R), "frames": its responses to the first FILM_POSTS posts, before the first
+    update and after each of `film_updates`, (posts * frames, R)}. Runs of the same number see the same
+    prompts in the same order."""
     policy, reference = (language_model(config, sft, device) for _ in range(2))
     reward = Ensemble([reward_model(rm_config, state, device) for state in states], aggregator)
     prompts = world.sample_posts(PPO_PROMPTS, seed_for(seed, "ppo posts")).to(device)
@@ -230,10 +234,10 @@ def align(config, sft, rm_config, states, aggregator, ppo_config, task, posts, s
 def make_world(s, seed, task, device, pool):
     """One world and task, from pretraining to its record, ready for JSON; and what else it leaves."""
     trained = train_models(s, seed, task, device, pool)
-    evidence = rate_samples(trained, pool)
+    evidence = evaluate_samples(trained, pool)
     evidence.runs = align_policies(trained, evidence, pool)
     film = make_film(trained, evidence, pool)
-    pool.say(report.film_lines(rounded(film)))
+    pool.say(report.film_lines(film))
     policy = saved({"config": asdict(trained.config), "state": trained.sft})
     return record_of(trained, evidence, film), bank_of(trained, evidence), policy
 
@@ -255,12 +259,14 @@ class Trained:
     states: list  # of M = P * F reward models, ordered by pretraining: F of the first, F of the second, ...
     jury: list  # states of reward models of a further pretraining
     accuracies: list  # M, of the reward models that are no jury
-    ceiling: float  # gold's own accuracy: labels are noisy, and its ties, 1 pair in 18, count as wrong
+    ceiling: float  # gold's own accuracy. Labels are noisy, and its ties, 1 pair in 18, count as wrong; nli's
+    # labels leave out most of what gold pays for
 
 
 def train_models(s, seed, task, device, pool):
     """From nothing to reward models, and to the samples that they will be used on."""
-    P, F, say, here = s.pretrain_seeds, s.finetune_seeds, pool.say, {"seed": seed, "device": device}
+    P, F, say = s.pretrain_seeds, s.finetune_seeds, pool.say
+    here = {"seed": seed, "device": device}
     config = Config(world.VOCAB_SIZE, CONTEXT, s.width, s.layers, s.heads)
     rm_config = replace(config, width=s.rm_width)
 
@@ -297,7 +303,7 @@ def train_models(s, seed, task, device, pool):
     models = pool.map(train_reward_model, jobs)
     states = [model["state"] for model in models]
     accuracies = [model["accuracy"] for model in models[: P * F]]
-    ceiling = agreement(partial(world.gold, task=task), validation, task)
+    ceiling = rater_accuracy(partial(world.gold, task=task), validation, task)
     say(report.accuracy_line(accuracies, ceiling))
     return Trained(
         s, seed, task, device, config, rm_config, sft, posts, bank, calibration=(others, answers),
@@ -305,10 +311,10 @@ def train_models(s, seed, task, device, pool):
     )  # fmt: skip
 
 
-def rate(t, texts, pool):
+def evaluate(t, texts, pool):
     """What reward models, jury and gold say of texts, {name: (posts, n responses to each)}: {name: {"scores"
     (M, posts, n), "jury" (J, posts, n), "gold" (posts, n), "traits" {trait: (posts, n)}}}."""
-    states, rated = t.states + t.jury, {}
+    states, evaluated = t.states + t.jury, {}
     job = {"config": t.rm_config, "device": t.device}
     jobs = [
         {**job, "state": state, "posts": posts, "responses": responses}
@@ -318,13 +324,13 @@ def rate(t, texts, pool):
     found = iter(pool.map(score, jobs))
     for name, (posts, responses) in texts.items():
         scores = np.array([next(found).double().numpy().reshape(len(posts), -1) for _ in states])
-        gold, traits = judge(posts, responses, t.task)
-        rated[name] = {"scores": scores[: len(t.states)], "jury": scores[len(t.states) :], "gold": gold}
-        rated[name]["traits"] = traits
-    return rated
+        gold, traits = gold_and_traits(posts, responses, t.task)
+        evaluated[name] = {"scores": scores[: len(t.states)], "jury": scores[len(t.states) :], "gold": gold}
+        evaluated[name]["traits"] = traits
+    return evaluated
 
 
-def rate_samples(t, pool):
+def evaluate_samples(t, pool):
     """Every reward model scores every sample, and texts that probe what it has learned: the Evidence.
     Best-of-n needs no run of its own: claims.py computes it from these scores."""
     s, seed = t.settings, t.seed
@@ -335,16 +341,17 @@ def rate_samples(t, pool):
         texts[name] = world.sample_texts(PROBES, seed_for(seed, name), writers, n=2)
     texts["SFT's samples"] = (t.posts, t.bank)
     edit_posts, edits = world.sample_edits(PROBES, seed_for(seed, "edits"))
-    rated = rate(t, texts | {"edits": (edit_posts, torch.stack(list(edits.values()), 1).flatten(0, 1))}, pool)
-    edited = rated["edits"]
-    paid = (edited["scores"] - edited["scores"][..., :1]).mean(1)  # (M, edits), against the first, "none"
-    price = (edited["gold"] - edited["gold"][..., :1]).mean(0)
+    edited = torch.stack(list(edits.values()), dim=1).flatten(0, 1)  # (posts * edits, R)
+    found = evaluate(t, texts | {"edits": (edit_posts, edited)}, pool)
+    scores, gold = found["edits"]["scores"], found["edits"]["gold"]
+    paid = (scores - scores[..., :1]).mean(1)  # (M, edits), against the first, "none"
+    price = (gold - gold[..., :1]).mean(0)
     evidence = Evidence(
         F=s.finetune_seeds,
         accuracy=np.array(t.accuracies),
-        **rated["SFT's samples"],
+        **found["SFT's samples"],
         edits={edit: {"models": paid[:, i], "gold": price[i]} for i, edit in enumerate(edits)},
-        ranking={name: claims.ranked_as_gold(rated[name]["scores"], rated[name]["gold"]) for name in texts},
+        ranking={name: claims.ranked_as_gold(found[name]["scores"], found[name]["gold"]) for name in texts},
         aggregate=lambda scores: aggregate(AGGREGATORS[s.aggregator], torch.from_numpy(scores)).numpy(),
     )
     pool.say(report.best_of_n_lines(claims.best_of_n_curves(evidence)))
@@ -352,7 +359,7 @@ def rate_samples(t, pool):
 
 
 def align_policies(t, evidence, pool):
-    """PPO on one reward model and on ensembles; each run's texts are rated by all reward models and gold."""
+    """PPO on one reward model and on ensembles; each run's texts are scored by all reward models and gold."""
     s = t.settings
     pool.say("PPO: a line for each run, from its first update to its last, on its training posts.")
     sizes = {"updates": s.ppo_updates, "batch_size": s.ppo_batch, "minibatch_size": max(1, s.ppo_batch // 2)}
@@ -365,9 +372,9 @@ def align_policies(t, evidence, pool):
         states = [t.states[m] for m in members]
         jobs.append({**job, "states": states, "ppo_config": ppo_config, "kind": kind, "run": run})
     found = pool.map(align, jobs, tell=report.ppo_line)
-    rated = rate(t, {i: (t.posts, run["responses"]) for i, run in enumerate(found)}, pool)
+    evaluated = evaluate(t, {i: (t.posts, run["responses"]) for i, run in enumerate(found)}, pool)
     runs = []
-    for (*_, members), run, x in zip(cases, found, rated.values(), strict=True):
+    for (*_, members), run, x in zip(cases, found, evaluated.values(), strict=True):
         by_post = {name: x[name][..., 0] for name in ("scores", "jury", "gold")}
         by_post["traits"] = {name: trait[:, 0] for name, trait in x["traits"].items()}
         by_post["proxy"] = evidence.aggregate(by_post["scores"][members])
@@ -395,15 +402,15 @@ def make_film(t, evidence, pool):
     first FILM_POSTS, it is the one on which PPO on one reward model raises proxy minus gold most, in std."""
     posts, updates = t.posts[:FILM_POSTS], [0, *film_updates(t.settings.ppo_updates)]
     runs = {kind: evidence.runs_of(kind)[0] for kind in KINDS}
-    rated = rate(t, {kind: (posts, run["frames"]) for kind, run in runs.items()}, pool)
-    for kind, run in runs.items():
-        rated[kind]["proxy"] = evidence.aggregate(rated[kind]["scores"][run["members"]])  # (posts, frames)
-    proxy, gold = rated["single"]["proxy"], rated["single"]["gold"]
+    found = evaluate(t, {kind: (posts, run["frames"]) for kind, run in runs.items()}, pool)
+    for kind, run in runs.items():  # (posts, frames)
+        found[kind]["proxy"] = evidence.aggregate(found[kind]["scores"][run["members"]])
+    proxy, gold = found["single"]["proxy"], found["single"]["gold"]
     gap = proxy / evidence.proxies("single").std() - gold / evidence.gold.std()
     post = (gap[:, -1] - gap[:, 0]).argmax()
     film = {"post": world.decode(posts[post])}
     for kind, run in runs.items():
-        texts, x, frames = run["frames"].view(*gold.shape, -1)[post], rated[kind], []
+        texts, x, frames = run["frames"].view(*gold.shape, -1)[post], found[kind], []
         kl = [*run["curve"]["kl"], run["kl"]]  # before each update, and after the last
         for i, update in enumerate(updates):
             frame = {"update": update, "kl": kl[update], "text": world.decode(texts[i])}
@@ -418,7 +425,7 @@ def film_updates(updates):
     return sorted({ceil(updates / parts) for parts in (8, 4, 2, 1)})
 
 
-def judge(posts, responses, task):
+def gold_and_traits(posts, responses, task):
     """Gold (posts, n) and traits {name: (posts, n)} of n responses to each post, as arrays."""
     shape = (len(posts), -1)
     parts, traits = world.judge_rows(
@@ -540,9 +547,9 @@ def main(argv=None):
     check_folder(out, s, seeds, task)
     with cluster(given.scheduler) if given.scheduler else processes(given.processes) as executor:
         for seed in seeds:
-            record, arrays, policy = make_world(s, seed, task, given.device, Pool(executor, out / "cache"))
-            write_whole(out / f"bank-{seed}-{task}.npz", arrays)
-            write_whole(out / f"policy-{seed}.pt", policy)
+            record, bank, policy = make_world(s, seed, task, given.device, Pool(executor, out / "cache"))
+            write_whole(out / f"bank-{seed}-{task}.npz", bank)
+            write_whole(out / f"policy-{seed}-{task}.pt", policy)
             report.write_json(record, out / f"world-{seed}-{task}.json")
     records = report.load_records(out)[task]
     figures.draw(records, out)

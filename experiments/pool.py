@@ -9,6 +9,7 @@ arguments, by content, and of the code that the function reaches. Only the paren
 
 import ast
 import hashlib
+import inspect
 import io
 import multiprocessing
 import os
@@ -30,7 +31,8 @@ import torch
 from tqdm import tqdm
 
 HERE = Path(__file__).parent
-MODULES = {path.stem: path for folder in (HERE.parent, HERE, HERE / "more") for path in folder.glob("*.py")}
+PATHS = [path for folder in (HERE.parent, HERE, HERE / "more") for path in folder.glob("*.py")]
+MODULES = {path.stem: path.read_text("utf-8") for path in PATHS}  # our code, as it was when the process began
 tqdm.set_lock(threading.RLock())  # its own leaks a semaphore, with a warning, when a process is killed
 
 
@@ -49,11 +51,12 @@ class Pool:
     def map(self, function, jobs, tell=None):
         """function(**job) of every job, in order: tensors, numbers, strings, or lists and dicts of these.
         What is not in the folder is computed. With `tell`, a line says tell(value) as soon as it is there."""
-        paths = [self.folder / f"{function.__name__}-{key(function, job)}.pt" for job in jobs]
+        keys = [key(function, job) for job in jobs]
+        paths = [self.folder / f"{function.__name__}-{name}.pt" for name in keys]
         futures = {}
-        for path, job in dict(zip(paths, jobs, strict=True)).items():
+        for path, name, job in {row[0]: row for row in zip(paths, keys, jobs, strict=True)}.values():
             if not path.exists():
-                futures[self.executor.submit(run, function, pickle.dumps(job))] = path
+                futures[self.executor.submit(run, function, pickle.dumps(job), name)] = path
             elif tell:
                 self.say(tell(load(path)))
         what, done = function.__name__.replace("_", " "), len(jobs) - len(futures)
@@ -65,11 +68,14 @@ class Pool:
         return [load(path) for path in paths]
 
 
-def run(function, job):
+def run(function, job, wanted):
     """What a worker does: function(**job), as the bytes of a file. One thread: these matrices are too small
     to be split, so two processes of one thread do far more than one process of two."""
     torch.set_num_threads(1)
-    return saved(function(**pickle.loads(job)))
+    job = pickle.loads(job)
+    if key(function, job) != wanted:
+        raise ValueError("a worker has other code or versions than this process: start it again")
+    return saved(function(**job))
 
 
 def saved(value):
@@ -152,7 +158,7 @@ def key(function, job):
 
 
 def content(x):
-    """What an argument is, in bytes: equal arguments, equal bytes."""
+    """What an argument is, in bytes: equal only for equal arguments."""
     if isinstance(x, torch.Tensor):
         yield f"{x.dtype} {tuple(x.shape)} ".encode() + x.contiguous().numpy().tobytes()
     elif isinstance(x, dict | list | tuple):
@@ -160,11 +166,16 @@ def content(x):
         yield f"{type(x).__name__} {len(items)} ".encode()
         for item in items:
             yield from content(item)
-    elif is_dataclass(x):
-        yield from content([type(x).__name__, asdict(x)])
+    elif is_dataclass(x) and not isinstance(x, type):
+        yield from content([type(x), asdict(x)])
+    elif isinstance(x, str | int | float | None):
+        yield f"{x!r} ".encode()
     else:
-        code = code_of(Path(x.__code__.co_filename).stem, x.__name__) if callable(x) else repr(x)
-        yield f"{code} ".encode()
+        x = inspect.unwrap(x)
+        file = x.__code__.co_filename if hasattr(x, "__code__") else inspect.getfile(x)
+        if Path(file).stem not in MODULES or "<" in x.__qualname__:
+            raise ValueError(f"{x!r} must be a function of a name of its own, at the top of one of our files")
+        yield code_of(Path(file).stem, x.__name__).encode()
 
 
 @cache
@@ -179,7 +190,7 @@ def code_of(module, name):
         for node in (node for statement in defined.get(name, []) for node in ast.walk(statement)):
             if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
                 todo.add(imported.get(node.id, (module, node.id)))
-            elif isinstance(node, ast.Attribute) and getattr(node.value, "id", None) in imported:
+            elif isinstance(node, ast.Attribute) and getattr(node.value, "id", None) in MODULES:
                 todo.add((node.value.id, node.attr))  # world.gold
         todo -= reached.keys()
     return repr(sorted(reached.items()))
@@ -187,23 +198,27 @@ def code_of(module, name):
 
 @cache
 def definitions(module):
-    """Of the file as it is when first asked for: ({name: the top-level statements that define it}, {name:
-    (module, name there)} of what it imports from our modules)."""
-    tree, defined, imported = ast.parse(MODULES[module].read_text("utf-8")), {}, {}
+    """({name: the top-level statements that define or change it}, {name: (module, name there)} of what the
+    module imports from our others)."""
+    tree, defined, imported = ast.parse(MODULES[module]), {}, {}
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node):
             node.body = node.body[1:]
     for statement in tree.body:
-        if isinstance(statement, ast.Import):
-            imported |= {alias.name: (alias.name, "") for alias in statement.names if alias.name in MODULES}
-        elif isinstance(statement, ast.ImportFrom) and statement.module in MODULES:
-            imported |= {alias.name: (statement.module, alias.name) for alias in statement.names}
-        elif isinstance(statement, ast.FunctionDef | ast.ClassDef):
-            defined[statement.name] = [statement]
-        else:
-            stored = (
-                n.id for n in ast.walk(statement) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
-            )
-            for name in stored:
-                defined.setdefault(name, []).append(statement)
+        changed = []  # the parts with the names that it defines or changes
+        match statement:
+            case ast.Import(names=names):
+                imported |= {alias.name: (alias.name, "") for alias in names if alias.name in MODULES}
+            case ast.ImportFrom(module=other, names=names) if other in MODULES:
+                imported |= {alias.name: (other, alias.name) for alias in names}
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                defined[name] = [statement]
+            case ast.Assign(targets=targets):  # HABITS = ..., HABITS[0] = ...
+                changed = targets
+            case ast.Expr(value=ast.Call(func=called)):  # HABITS.append(...)
+                changed = [called]
+            case ast.AugAssign() | ast.AnnAssign() | ast.For() | ast.If() | ast.With() | ast.Try():
+                changed = [statement]
+        for name in {node.id for part in changed for node in ast.walk(part) if isinstance(node, ast.Name)}:
+            defined.setdefault(name, []).append(statement)
     return defined, imported

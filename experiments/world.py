@@ -153,7 +153,7 @@ def require(condition, message):
 
 def check_habits(habits, prices):
     """ValueError, naming the habit, on an entry that is incomplete or clashes with what exists."""
-    names = ["gold", *BASE_PARTS, *BASE_TRAITS, *FOLLOWS]
+    names = ["gold", "proxy", "jury", "none", *BASE_PARTS, *BASE_TRAITS, *FOLLOWS]
     words = [*FACT_WORDS, *CHAT_WORDS, *MARKS]
     for habit in habits:
         where = f"habit {habit.name!r}:"

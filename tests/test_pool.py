@@ -1,5 +1,6 @@
 """The engine: what a key depends on, and that a value is kept whole or not at all."""
 
+import pickle
 import resource
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from pool import Pool, code_of, key, write_whole
 
 CALLS = []
-pool.MODULES["test_pool"] = Path(__file__)  # jobs are functions of our own modules
+pool.MODULES["test_pool"] = Path(__file__).read_text("utf-8")  # jobs are functions of our own modules
 
 
 def double(x):
@@ -42,6 +43,27 @@ def other(x):
     return 3 * x
 
 
+def test_a_key_has_the_code_of_its_arguments(monkeypatch):
+    """A dataclass changes what its property says, or a lambda is taken for another, and no key changes."""
+    config = overopt.Config(vocab_size=9)
+    before = key(double, {"x": config})
+    edited = pool.MODULES["policy"].replace("self.vocab_size - 1)", "self.vocab_size - 3)")
+    monkeypatch.setitem(pool.MODULES, "policy", edited)
+    codes()
+    assert key(double, {"x": config}) != before
+    monkeypatch.undo()
+    codes()
+    for x in (lambda: 1, max, torch.amax, {1, 2}):
+        with pytest.raises((ValueError, TypeError)):
+            key(double, {"x": x})
+
+
+def test_a_worker_with_other_code_is_refused():
+    """A file is edited during a run, and the old code's value is kept under the new code's key."""
+    with pytest.raises(ValueError, match="a worker has other code"):
+        pool.run(double, pickle.dumps({"x": 1}), "0123456789abcdef")
+
+
 STAGES = ("pretrain", "train_reward_model", "score", "align")
 
 
@@ -61,16 +83,16 @@ def codes():
         ("world", "LIST_RATE = ", "LIST_RATE = 0.5 * ", "pretrain align"),
         ("rm", "eta=0.01", "eta=0.02", "train_reward_model"),
         ("ppo", "(std + 1e-8)", "(std + 1e-6)", "align"),
+        ("world", "EOS, PAD", "PRICES['list']['nli'] = 1\nEOS, PAD", "align"),
         ("overopt", "VALIDATION_PAIRS = 1000", "VALIDATION_PAIRS = 10", ""),
     ],
 )
-def test_an_edit_reruns_what_it_reaches(monkeypatch, tmp_path, module, old, new, changed):
+def test_an_edit_reruns_what_it_reaches(monkeypatch, module, old, new, changed):
     """An edit of a docstring reruns all, or an edit of a constant leaves what used it as it was."""
-    before, source = codes(), pool.MODULES[module].read_text("utf-8")
+    before, source = codes(), pool.MODULES[module]
     assert old in source
-    (tmp_path / "edited.py").write_text(source.replace(old, new), "utf-8")
     with monkeypatch.context() as context:
-        context.setitem(pool.MODULES, module, tmp_path / "edited.py")
+        context.setitem(pool.MODULES, module, source.replace(old, new))
         after = codes()
     assert {stage for stage in STAGES if after[stage] != before[stage]} == set(changed.split())
     assert codes() == before

@@ -87,7 +87,7 @@ def rows_of_world(s, seed, sets, task, device, pool):
     rows = []
     for seen in sets:
         trained = overopt.train_models(replace(s, seen=seen), seed, task, device, pool)
-        row = measure(overopt.rate_samples(trained, pool))
+        row = measure(overopt.evaluate_samples(trained, pool))
         rows.append({"seed": seed, "seen": seen, **row})
         pool.say(f"    raters see {', '.join(seen)}: {row['lists pretrain']:.0%} lists")
     return rows

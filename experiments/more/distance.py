@@ -75,7 +75,7 @@ def distances(config, state, training, calibration, bank):
 def measure(s, seed, pool):
     """One world: each quantity of the best of n at each weight, mean over pretrain ensembles (4, weights)."""
     trained = overopt.train_models(s, seed, "tldr", "cpu", pool)
-    evidence, P, F = overopt.rate_samples(trained, pool), s.pretrain_seeds, s.finetune_seeds
+    evidence, P, F = overopt.evaluate_samples(trained, pool), s.pretrain_seeds, s.finetune_seeds
     prompts, chosen, rejected = overopt.judgements(s, "tldr", s.pairs, overopt.seed_for(seed, "training"))
     job = {"config": trained.rm_config, "calibration": trained.calibration}
     job["training"] = (prompts, torch.stack([chosen, rejected], 1).flatten(0, 1))

@@ -33,7 +33,13 @@ def claims_markdown(tables, records):
     for claim in CLAIMS:
         found = [table.get(claim.id) for table in tables.values()]
         rows.append([f"`{claim.id}`", *(cell(row) if row else "" for row in found)])
-    return markdown(["claim", *(f"{task} ({len(found)} worlds)" for task, found in records.items())], rows)
+    return markdown(
+        [
+            "claim",
+            *(f"{task} ({len(found)} world{'s' * (len(found) > 1)})" for task, found in records.items()),
+        ],
+        rows,
+    )
 
 
 def cell(row):
@@ -93,7 +99,7 @@ def edit(name):
 
 def ranked(kind):
     """Share of pairs of this kind of text that the mean reward model orders as gold does."""
-    return lambda record: np.mean(record["ranking"][kind])
+    return lambda record: np.mean(np.array(record["ranking"][kind], float))
 
 
 def between(kind, higher, lower):
