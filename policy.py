@@ -6,7 +6,7 @@
     log_probs(model, prompts, responses)  # (B, R), of those very samples
 
 Tokens are int64, rows padded on the *right*. All prompts have length P. A response has up to R tokens, and
-ends with EOS unless it ran out of room. B rows in a batch, N in the data, T positions, D width, V tokens known.
+ends with EOS unless it ran out of room. B rows in a batch, N in the data, T positions, D width, V tokens.
 """
 
 import math

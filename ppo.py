@@ -3,7 +3,7 @@
     for record in ppo(policy, reward, prompts, PPOConfig(beta=0.05), gold=gold):
         print(record["kl"], record["proxy"], record["gold"])
 
-A reward function maps prompts (B, P), responses (B, R) to *scores* (B,): a reward model, an ensemble, any function.
+A reward function maps prompts (B, P), responses (B, R) to *scores* (B,): a reward model, or any function.
 PPO maximises E[score] - beta * KL(policy || frozen starting policy); the paper calls beta lambda. A token is
 an action. Its *reward* is -beta times its share of the KL; the last token's also has the response's score.
 Tensors are (B, R), a number per token, unless a docstring says otherwise; mask: True on tokens, EOS included.
