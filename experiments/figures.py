@@ -9,6 +9,7 @@ import os
 os.environ["MPLBACKEND"] = "Agg"  # files only: no window, no display, and no backend that a notebook has set
 import matplotlib.pyplot as plt
 import numpy as np
+
 from claims import KINDS, interval, smooth
 from pool import write_whole
 

@@ -23,17 +23,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # the five files live one folder up
 
+import numpy as np
+import torch
+
 import claims
 import figures
-import numpy as np
 import report
-import torch
 import world
 from claims import KINDS, Evidence
-from pool import Pool, cluster, key, processes, saved, write_whole
-
 from ensemble import AGGREGATORS, Ensemble, aggregate
 from policy import Config, LanguageModel, TrainConfig, log_probs, sample, train_lm
+from pool import Pool, cluster, key, processes, saved, write_whole
 from ppo import PPOConfig, ppo
 from rm import RewardModel, accuracy, normalise, train_pointwise, train_rm
 

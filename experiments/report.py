@@ -13,8 +13,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # the five files live one folder up
 
-import figures
 import numpy as np
+
+import figures
 from claims import KINDS, claims_table
 from pool import write_whole
 from world import TASKS

@@ -7,9 +7,10 @@ import shutil
 import subprocess
 import sys
 
-import figures
 import numpy as np
 import pytest
+
+import figures
 from conftest import ROOT, TINY
 
 ASSIGNMENTS, SOLUTIONS = ROOT / "experiments/assignments", ROOT / "tests/solutions"

@@ -3,12 +3,12 @@
 from itertools import product
 from math import gamma, pi, sqrt
 
-import claims
 import numpy as np
 import pytest
-from claims import CLAIMS, Evidence, interval, is_fragile, measure, pair_means, verdict
 
+import claims
 from bon import best_of_n
+from claims import CLAIMS, Evidence, interval, is_fragile, measure, pair_means, verdict
 
 P, F, POSTS, N = 4, 4, 60, 64
 MEMBERS = {"single": [[0], [5]], "finetune": [[0, 1, 2, 3], [4, 5, 6, 7]]}

@@ -8,6 +8,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+
 from conftest import ROOT, TINY
 
 sys.path.insert(0, str(ROOT / "experiments" / "more"))
@@ -15,7 +16,6 @@ sys.path.insert(0, str(ROOT / "experiments" / "more"))
 import dial
 import distance
 from report import exit_status
-
 from rm import RewardModel
 
 

@@ -14,15 +14,15 @@ from types import SimpleNamespace
 from unittest.mock import patch
 
 import numpy as np
-import overopt as script
 import pytest
-import report
 import torch
+
+import overopt as script
+import report
 import world
+from bon import expected_best_of_n
 from claims import CLAIMS
 from conftest import ROOT, overopt
-
-from bon import expected_best_of_n
 from policy import Config, LanguageModel
 
 RECORD = "world-3-tldr.json"

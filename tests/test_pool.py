@@ -5,10 +5,11 @@ import resource
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import overopt
-import pool
 import pytest
 import torch
+
+import overopt
+import pool
 from pool import Pool, code_of, key, write_whole
 
 CALLS = []

@@ -10,6 +10,7 @@ import sys
 import pytest
 import tiktoken
 import torch
+
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "experiments" / "more"))

@@ -5,9 +5,10 @@ import sys
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
+
 from conftest import ROOT
 from report import exit_status
-from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(ROOT / "experiments" / "more"))
 

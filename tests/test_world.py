@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 import world
 from world import EOS, PAD, RESPONSE_LENGTH, decode, encode, gold, judge, judge_rows, writers
 

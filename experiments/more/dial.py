@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # overopt.py and what it imp
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the five files of the core
 
 import numpy as np
+
 import overopt
 from claims import KINDS, interval, pair_means, rank_correlation
 from figures import COLOURS, GREY, band, plt, write_png

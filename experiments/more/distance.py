@@ -19,16 +19,16 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # overopt.py and what it imp
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the five files of the core
 
 import numpy as np
-import overopt
 import torch
+
+import overopt
+from bon import expected_best_of_n
 from claims import interval
+from ensemble import pretrain_ensembles
 from figures import COLOURS, band, plt, write_png
+from policy import trim
 from pool import Pool, processes
 from report import exit_status, parser_of, write_json
-
-from bon import expected_best_of_n
-from ensemble import pretrain_ensembles
-from policy import trim
 
 WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0)
 QUANTITIES = ("gold", "list", "length", "wrong_facts")

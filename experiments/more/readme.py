@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "experiments"), str(ROOT)]
 
 import numpy as np
+
 from claims import CLAIMS, claims_table, interval
 from report import agreement, film_lines, load_records, mean_and_interval
 

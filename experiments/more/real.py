@@ -26,10 +26,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the five files of the core
 
 import torch
-from pairs import read_pairs, split, tokenise
 
 from bon import expected_best_of_n
 from ensemble import Ensemble, finetune_ensembles, pretrain_ensembles
+from pairs import read_pairs, split, tokenise
 from policy import Config, LanguageModel, TrainConfig, train_lm
 from rm import RewardModel, normalise, train_rm
 

@@ -22,14 +22,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # world.py, report.py, pool.
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the five files of the core
 
 import torch
-import world
-from pool import write_whole
-from report import exit_status, parser_of
 from tqdm import tqdm
 
+import world
 from ensemble import Ensemble
 from policy import Config, LanguageModel, TrainConfig, sample, train_lm
+from pool import write_whole
 from ppo import PPOConfig, ppo
+from report import exit_status, parser_of
 from rm import RewardModel
 
 P, R = world.PROMPT_LENGTH, world.RESPONSE_LENGTH

@@ -1,6 +1,7 @@
 """Assignment 8: the mean of all, less what no reward model was ever told to dislike."""
 
 import numpy as np
+
 from world import KIND, SLOTS
 
 

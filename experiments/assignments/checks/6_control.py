@@ -3,8 +3,9 @@
 import random
 
 import numpy as np
-import world
 from expect import MEASURED, expect, expect_close
+
+import world
 
 PAIRS = [world.writers(list_gap=0.15), world.writers(list_gap=0.0, habits=world.SEEN)]
 PAIRS.append((world.Writer(0.3, 0.2, {"list": 0.1}), world.Writer(0.1, 0.6, {"list": 0.3})))
