@@ -1,16 +1,17 @@
-"""Assignment 8: the mean of all, less what no reward model was ever told to dislike."""
+"""Assignment 8: the mean of all, less where they disagree, less what all like in a list, and a little for each
+fact that is stated once."""
 
 import numpy as np
 
 from world import KIND, SLOTS
 
 
-def faults(text):
+def worth(text):
     words = text.replace(".", " ").replace("!", " ").split()
-    kinds = [KIND.get(word) for word in words]
-    facts = [word for word, kind in zip(words, kinds, strict=True) if kind in SLOTS]
-    return 0.2 * kinds.count("filler") + 0.25 * kinds.count("chat") + 0.25 * (len(facts) - len(set(facts)))
+    slots = [KIND[word] for word in words if KIND.get(word) in SLOTS]
+    said_again = len(slots) - len(set(slots))
+    return 0.3 * len(set(slots)) - 0.3 * said_again - 0.5 * text.startswith("-")
 
 
 def proxy(rewards, pretrain_seed, responses):
-    return rewards.mean(0) - np.vectorize(faults)(responses)
+    return rewards.mean(0) - 0.7 * rewards.std(0) + np.vectorize(worth)(responses)
