@@ -1,5 +1,5 @@
-"""Assignment 8: the mean of all, less where they disagree, less what all like in a list, and a little for each
-fact that is stated once."""
+"""Assignment 8: the mean of all, less where they disagree, less what all like in a list, and a little for
+each fact that is stated once."""
 
 import numpy as np
 
