@@ -32,8 +32,9 @@ import report
 import world
 from claims import KINDS, Evidence
 from ensemble import AGGREGATORS, Ensemble, aggregate
+from models import language_model, pack_models, reward_model
 from policy import Config, LanguageModel, TrainConfig, log_probs, sample, train_lm
-from pool import Pool, cluster, key, processes, saved, write_whole
+from pool import Pool, cluster, key, processes, write_whole
 from ppo import PPOConfig, ppo
 from rm import RewardModel, accuracy, normalise, train_pointwise, train_rm
 
@@ -113,20 +114,6 @@ QUICK |= {"finetune_seeds": 3, "pairs": 1500, "prompts": 64, "ppo_runs": 1, "ppo
 def seed_for(seed, *names):
     """A world's seed and names -> a seed: seed_for(1, "texts", 0) and seed_for(1, "texts", 1) are unlike."""
     return int.from_bytes(hashlib.sha256(repr((seed, *names)).encode()).digest()[:4], "big")
-
-
-def language_model(config, state, device):
-    """The language model with these weights."""
-    model = LanguageModel(config, seed=0).to(device)
-    model.load_state_dict(state)
-    return model
-
-
-def reward_model(config, state, device):
-    """The reward model with these weights, frozen."""
-    model = RewardModel(LanguageModel(config, seed=0).trunk, finetune_seed=0).to(device)
-    model.load_state_dict(state)
-    return model.requires_grad_(False)
 
 
 def broad_texts(count, list_gap, seed):
@@ -238,8 +225,7 @@ def make_world(s, seed, task, device, pool):
     evidence.runs = align_policies(trained, evidence, pool)
     film = make_film(trained, evidence, pool)
     pool.say(report.film_lines(film))
-    policy = saved({"config": asdict(trained.config), "state": trained.sft})
-    return record_of(trained, evidence, film), bank_of(trained, evidence), policy
+    return record_of(trained, evidence, film), bank_of(trained, evidence), pack_models(trained)
 
 
 @dataclass
@@ -547,14 +533,14 @@ def main(argv=None):
     check_folder(out, s, seeds, task)
     with cluster(given.scheduler) if given.scheduler else processes(given.processes) as executor:
         for seed in seeds:
-            record, bank, policy = make_world(s, seed, task, given.device, Pool(executor, out / "cache"))
+            record, bank, models = make_world(s, seed, task, given.device, Pool(executor, out / "cache"))
             write_whole(out / f"bank-{seed}-{task}.npz", bank)
-            write_whole(out / f"policy-{seed}-{task}.pt", policy)
+            write_whole(out / f"models-{seed}-{task}.pt", models)
             report.write_json(record, out / f"world-{seed}-{task}.json")
     records = report.load_records(out)[task]
     figures.draw(records, out)
     print("\n" + report.summary(records))
-    print(f"\nRecords, figures, samples to play with (bank) and the SFT policy are in {out}")
+    print(f"\nRecords, figures, samples to play with (bank) and some of the models are in {out}")
     print(f"The claims of every task there: python experiments/report.py {out}")
 
 

@@ -23,7 +23,7 @@ import world
 from bon import expected_best_of_n
 from claims import CLAIMS
 from conftest import ROOT, overopt
-from policy import Config, LanguageModel
+from models import load_models
 
 RECORD = "world-3-tldr.json"
 
@@ -117,10 +117,23 @@ def test_the_aggregator_counts(tiny, tmp_path):
         assert (curves[0] == curves[1]) == same
 
 
-def test_policy_loads(tiny):
-    """The SFT policy's file does not fit the model that its own configuration makes."""
-    saved = torch.load(tiny / "policy-3-tldr.pt", weights_only=True)
-    LanguageModel(Config(**saved["config"]), seed=0).load_state_dict(saved["state"])
+def test_models_load(tiny):
+    """A world's models file does not load, or it holds others than those that scored the bank."""
+    models = load_models(tiny / "models-3-tldr.pt")
+    assert str(models).startswith("world 3 of tldr (commit ")
+    post, texts, rewards = (np.load(tiny / "bank-3-tldr.npz")[x] for x in ("posts", "responses", "rewards"))
+    ended = [i for i, text in enumerate(texts[0]) if len(world.encode(text)) < world.RESPONSE_LENGTH]
+    prompts = torch.tensor([world.encode(post[0])]).repeat(len(ended), 1)
+    found = models.grid[1][0](prompts, world.response_rows(texts[0, ended]))
+    assert np.allclose(found, rewards[2, 0, ended], atol=0.02)  # two of each pretraining: the third of them
+
+
+def test_damaged_models(tmp_path):
+    """A file that holds no models is a traceback."""
+    (tmp_path / "models.pt").write_bytes(b"nothing")
+    for name in ("models.pt", "missing.pt"):
+        with pytest.raises(ValueError, match=name):
+            load_models(tmp_path / name)
 
 
 def test_figures(tiny):

@@ -50,7 +50,7 @@ def test_flags_exist(page):
 def test_snippet_runs(tiny):
     """The README's reward of one's own does not run."""
     code = re.findall(r"```python\n(import sys.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)[0]
-    code = code.replace("runs/quick/policy-1-tldr.pt", str(tiny / "policy-3-tldr.pt")).replace(
+    code = code.replace("runs/quick/models-1-tldr.pt", str(tiny / "models-3-tldr.pt")).replace(
         "updates=20", "updates=2"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
