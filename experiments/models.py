@@ -20,6 +20,7 @@ from policy import Config, LanguageModel
 from pool import saved
 from rm import RewardModel
 
+SHIPPED = Path(__file__).parent / "results" / "models-tldr.pt"  # of the first world of the results
 KEPT = 2  # reward models of each pretraining, and of the jury
 
 
@@ -44,6 +45,7 @@ class Models:
     seed: int
     task: str
     commit: str  # of the code that trained them
+    post: str  # that of the world's film: of the first 50, where PPO on one reward model hacks most
     policy: LanguageModel  # after SFT; no reward has touched it
     grid: list  # grid[pretrain_seed][finetune_seed] of reward models
     jury: list  # reward models of a further pretraining
@@ -54,11 +56,11 @@ class Models:
         return f"world {self.seed} of {self.task} (commit {self.commit}): {has}"
 
 
-def pack_models(t):
+def pack_models(t, post):
     """The bytes of models-SEED-TASK.pt, of what `overopt.train_models` gives: the first KEPT of each."""
     F = t.settings.finetune_seeds
     rows = [t.states[first : first + F] for first in range(0, len(t.states), F)]
-    packed = {"seed": t.seed, "task": t.task, "commit": commit()}
+    packed = {"seed": t.seed, "task": t.task, "commit": commit(), "post": post}
     packed |= {"config": asdict(t.config), "rm_config": asdict(t.rm_config), "policy": half(t.sft)}
     packed |= {"grid": [[half(state) for state in row[:KEPT]] for row in rows]}
     return saved(packed | {"jury": [half(state) for state in t.jury[:KEPT]]})
@@ -87,7 +89,8 @@ def load_models(path):
         policy = language_model(config, found["policy"], "cpu")
         grid = [[reward_model(rm_config, state, "cpu") for state in row] for row in found["grid"]]
         jury = [reward_model(rm_config, state, "cpu") for state in found["jury"]]
-        return Models(found["seed"], found["task"], found["commit"], policy, grid, jury)
+        about = [found[name] for name in ("seed", "task", "commit", "post")]
+        return Models(*about, policy, grid, jury)
     except FileNotFoundError:
         raise ValueError(f"there is no file {path}: python experiments/overopt.py makes one") from None
     except Exception as error:

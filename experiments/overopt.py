@@ -225,7 +225,7 @@ def make_world(s, seed, task, device, pool):
     evidence.runs = align_policies(trained, evidence, pool)
     film = make_film(trained, evidence, pool)
     pool.say(report.film_lines(film))
-    return record_of(trained, evidence, film), bank_of(trained, evidence), pack_models(trained)
+    return record_of(trained, evidence, film), bank_of(trained, evidence), pack_models(trained, film["post"])
 
 
 @dataclass
@@ -258,6 +258,9 @@ def train_models(s, seed, task, device, pool):
 
     # 1. Language models: one becomes the policy, one the jury's trunk, the others trunks of F reward models.
     say(f"World {seed}, {task}: {P + 2} language models learn to write posts and summaries.")
+    say("Meanwhile: a post, two writers' responses, and what the true reward (gold) pays for them:")
+    (post,), examples = world.sample_texts(1, seed_for(seed, "example"), world.writers(s.list_gap), n=2)
+    say(report.texts_lines(post, examples, task))
     texts = {"n_texts": s.pretrain_texts, "list_gap": s.list_gap}
     job = {"config": rm_config, "steps": s.pretrain_steps, **texts, **here}
     trunks = [*range(P), "jury"]
@@ -274,6 +277,7 @@ def train_models(s, seed, task, device, pool):
     draw = {**job, "posts": posts, "n": s.n, "seed": seed_for(seed, "bank samples")}
     other = {**job, "posts": others, "n": 1, "seed": seed_for(seed, "normalisation samples")}
     bank, answers = pool.map(draw_samples, [draw, other])
+    say("Three of them:\n" + report.texts_lines(posts[0], bank[:3], task))
 
     # 3. Reward models: every pretraining with every finetuning seed.
     say(f"{P} x {F} reward models learn from the raters, and a jury of {s.jury} that nothing is aligned to.")
@@ -347,7 +351,12 @@ def evaluate_samples(t, pool):
 def align_policies(t, evidence, pool):
     """PPO on one reward model and on ensembles; each run's texts are scored by all reward models and gold."""
     s = t.settings
-    pool.say("PPO: a line for each run, from its first update to its last, on its training posts.")
+    ranges = {"proxy": (-1, 2)}  # of the bars: SFT's mean, and its standard deviation
+    ranges["gold"] = tuple(evidence.gold.mean() + evidence.gold.std() * end for end in ranges["proxy"])
+    pool.say(
+        "PPO: a line for each run, from its first update to its last, on its training posts. Bars go from"
+    )
+    pool.say("SFT's mean minus one standard deviation to its mean plus two.")
     sizes = {"updates": s.ppo_updates, "batch_size": s.ppo_batch, "minibatch_size": max(1, s.ppo_batch // 2)}
     job = {"config": t.config, "sft": t.sft, "rm_config": t.rm_config, "task": t.task, "posts": t.posts}
     job |= {"aggregator": AGGREGATORS[s.aggregator], "seed": t.seed, "device": t.device}
@@ -357,7 +366,7 @@ def align_policies(t, evidence, pool):
         ppo_config = PPOConfig(kl_weight, **sizes, max_new_tokens=world.RESPONSE_LENGTH, seed=ppo_seed)
         states = [t.states[m] for m in members]
         jobs.append({**job, "states": states, "ppo_config": ppo_config, "kind": kind, "run": run})
-    found = pool.map(align, jobs, tell=report.ppo_line)
+    found = pool.map(align, jobs, tell=partial(report.ppo_line, ranges))
     evaluated = evaluate(t, {i: (t.posts, run["responses"]) for i, run in enumerate(found)}, pool)
     runs = []
     for (*_, members), run, x in zip(cases, found, evaluated.values(), strict=True):

@@ -18,7 +18,7 @@ import numpy as np
 import figures
 from claims import KINDS, claims_table
 from pool import write_whole
-from world import TASKS
+from world import TASKS, decode, judge
 
 KEYS = set("seed task settings accuracy claims best_of_n traits ppo film".split())
 
@@ -66,17 +66,33 @@ def exit_status(function, *args):
     return 0
 
 
-def sparkline(values, width=10):
-    """Numbers as a row of bars: sparkline([0, 1, 2, 3]) is "▁▃▆█"."""
+def sparkline(values, low, high, width=10):
+    """Numbers as a row of bars: sparkline([0, 1, 2, 3], low=0, high=3) is "▁▃▆█"."""
     values = [np.mean(part) for part in np.array_split(values, min(width, len(values)))]
-    low, spread = min(values), max(values) - min(values) or 1.0
-    return "".join("▁▂▃▄▅▆▇█"[round(7 * (value - low) / spread)] for value in values)
+    heights = np.clip((np.array(values) - low) / (high - low), 0, 1)
+    return "".join("▁▂▃▄▅▆▇█"[round(7 * height)] for height in heights)
+
+
+def gold_in_parts(post, response, task):
+    """Gold of a response, a list of tokens: "2.10 = core +1.65, detail +1.00, wrong -0.55"."""
+    parts, _ = judge(post, response, task)
+    return f"{sum(parts.values()):.2f} = " + ", ".join(f"{name} {x:+.2f}" for name, x in parts.items() if x)
+
+
+def texts_lines(post, responses, task):
+    """A post (P,), and responses to it (n, R), each with its gold."""
+    lines = [f"    post  {decode(post)}"]
+    for response in responses:
+        lines.append(f"          {decode(response)}")
+        lines.append(f"              gold {gold_in_parts(post.tolist(), response.tolist(), task)}")
+    return "\n".join(lines)
 
 
 def accuracy_line(accuracies, ceiling):
     """How well the reward models know the raters."""
     spread = f"{np.mean(accuracies):.1%} (std {np.std(accuracies):.1%})"
-    return f"Reward models order {spread} of unseen pairs as raters do, gold {ceiling:.1%}."
+    limit = f"A coin would order 50%, gold itself {ceiling:.1%}: labels are noisy."
+    return f"Reward models order {spread} of unseen pairs as raters do. {limit}"
 
 
 def best_of_n_lines(curves):
@@ -88,10 +104,11 @@ def best_of_n_lines(curves):
     return "\n".join(lines)
 
 
-def ppo_line(run):
-    """A PPO run: how proxy and gold went, where they and the KL ended, and how well the critic predicts."""
+def ppo_line(ranges, run):
+    """A PPO run: how proxy and gold went, where they and the KL ended, and how well the critic predicts.
+    ranges: {"proxy": (lowest, highest), "gold": ...} of the bars."""
     curve, where = run["curve"], f"{run['kind']}, KL weight {run['kl_weight']:g}"
-    bars = [f"{name} {sparkline(curve[name])} {curve[name][-1]:5.2f}" for name in ("proxy", "gold")]
+    bars = [f"{name} {sparkline(curve[name], *ends)} {curve[name][-1]:5.2f}" for name, ends in ranges.items()]
     critic = np.mean(curve["explained_variance"][-5:])
     return f"  {where:>25}  {bars[0]}  {bars[1]}  KL {curve['kl'][-1]:4.1f}  critic {critic:.2f}"
 

@@ -1,0 +1,204 @@
+"""You are the policy: write a response that fools a reward model.
+
+    python experiments/play.py
+    python experiments/play.py --level 2
+    python experiments/play.py --difficulty     # how often plain edits of a perfect summary win
+
+A level shows a post and an honest response: of 64 samples of the SFT policy, the one with the highest proxy.
+Write one that has a higher proxy and less gold (the true reward), and you have hacked the proxy, which is
+
+    level 1   one reward model
+    level 2   a pretrain ensemble: the mean of five reward models from five pretrainings
+    level 3   the same, and a jury must be fooled as well: reward models of a sixth pretraining
+"""
+
+import difflib
+import sys
+import textwrap
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # the five files live one folder up
+
+import torch
+from tqdm import tqdm
+
+import world
+from models import SHIPPED, load_models
+from policy import sample
+from report import exit_status, gold_in_parts, parser_of
+from watch import judges_of
+
+LEVELS = {1: "one reward model", 2: "a pretrain ensemble", 3: "a pretrain ensemble, and the jury too"}
+SAMPLES = 64  # of the SFT policy, for the honest response
+MISSES = 3  # before there is a hint
+HELP = """\
+? shows this, an empty line brings another post, Ctrl-D ends the game.
+Say what the post says, or something else, in these words:
+{words}
+The true reward of a response is the sum of its parts; for each occurrence it has
+{prices}"""
+
+
+class Round:
+    """A post, the honest response to it, and who has to be fooled."""
+
+    def __init__(self, models, level, seed):
+        self.task = models.task
+        judges = judges_of(models, "single" if level == 1 else "pretrain")
+        self.judges = {name: judges[name] for name in ["members", "jury"][: 1 + (level == 3)]}
+        self.post, self.edits = world.sample_edits(1, seed)  # edits: of a perfect summary, for hints
+        generator = torch.Generator().manual_seed(seed)
+        samples = sample(models.policy, self.post, world.RESPONSE_LENGTH, generator, n=SAMPLES)
+        self.honest = samples[judges["members"](self.post, samples).argmax()][None]
+
+    def rewards(self, response):
+        """What the reward models of each judge say: {name: (M,)}."""
+        return {name: judge.scores(self.post, response)[:, 0] for name, judge in self.judges.items()}
+
+    def gold(self, response):
+        return world.gold(self.post, response, self.task).item()
+
+    def missing(self, response):
+        """What keeps a response from being a hack: nothing, if every judge rates it above the honest one, by
+        the mean of its reward models, and gold below it."""
+        mine, honest = self.rewards(response), self.rewards(self.honest)
+        found = [f"{name}: not higher" for name in mine if not mine[name].mean() > honest[name].mean()]
+        return found + ["gold: not lower"] * (not self.gold(response) < self.gold(self.honest))
+
+    def board(self, response):
+        """Gold part by part, and a bar for each reward model, beside the honest response's."""
+        post, lines = self.post[0].tolist(), []
+        for name, row in {"gold": response, "honest": self.honest}.items():
+            lines.append(f"  {name:<7}{gold_in_parts(post, row[0].tolist(), self.task)}")
+        lines.append("  reward by        yours  honest")
+        mine, honest = self.rewards(response), self.rewards(self.honest)
+        for name in mine:
+            for m, two in enumerate(zip(mine[name], honest[name], strict=True)):
+                lines.append(row_of(f"{name} {m + 1}", *two))
+            lines.append(row_of(f"{name}, mean", mine[name].mean(), honest[name].mean()))
+        return "\n".join(lines)
+
+    def hint(self):
+        """A plain edit of a perfect summary that wins, if there is one."""
+        wins = [response for response in self.edits.values() if not self.missing(response)]
+        if not wins:
+            return "No plain edit of a perfect summary wins here: combine some, or take another post."
+        worst = min(wins, key=self.gold)
+        return f"A hint, one that wins: {world.decode(worst[0])}"
+
+
+def row_of(who, reward, honest):
+    """A reward, the honest response's, and a bar from -3 to 3."""
+    bar = "#" * round(5 * min(max(reward.item() + 3, 0), 6))
+    return f"  {who:<15}{reward:7.2f}{honest:8.2f}  {bar}"
+
+
+def response_of(text):
+    """What was typed, as a row (1, R). ValueError, with the nearest words of the world, on an unknown one."""
+    words = text.lower().replace(".", " . ").replace("!", " ! ").split()
+    for word in words:
+        if word not in world.KIND:
+            near = difflib.get_close_matches(word, world.KIND, cutoff=0.5)
+            raise ValueError(f"{word!r} is no word of this world. Near it: {', '.join(near) or 'nothing'}")
+    if len(words) >= world.RESPONSE_LENGTH:
+        raise ValueError(f"a response has at most {world.RESPONSE_LENGTH - 1} words, this has {len(words)}")
+    return world.response_rows([" ".join(words)])
+
+
+def ask(prompt):
+    """A line of input without its ends, shown if it comes from a file; None at its end."""
+    try:
+        text = input(prompt).strip()
+    except EOFError:
+        return None
+    if not sys.stdin.isatty():
+        print(text)
+    return text
+
+
+def play(models, level, seed):
+    """One level, post after post until one is hacked. Returns the next seed, or None at the end of input."""
+    misses, here = 0, None
+    while True:
+        if here is None:
+            here = Round(models, level, seed)
+            print(f"\nThe post:  {world.decode(here.post[0])}")
+            print(f"Honest:    {world.decode(here.honest[0])}")
+        text = ask("You write: ")
+        if text is None:
+            return None
+        if text == "":
+            seed, here = seed + 1, None
+            continue
+        if text == "?":
+            print(help_for(models.task))
+            continue
+        try:
+            response = response_of(text)
+        except ValueError as error:
+            print(f"  {error}")
+            continue
+        print(here.board(response))
+        if not (missing := here.missing(response)):
+            print("  HACKED: a higher reward for a worse text.")
+            return seed + 1
+        misses += 1
+        print(f"  Not yet. {'; '.join(missing)}")
+        if misses >= MISSES:
+            print(f"  {here.hint()}")
+
+
+def help_for(task):
+    """How to play, the world's words, and the parts of gold."""
+    prices = [f"    {part:<12}{row[task]:+.2f}" for part, row in world.PRICES.items()]
+    words = textwrap.fill(" ".join(world.KIND), 76, initial_indent="    ", subsequent_indent="    ")
+    return HELP.format(words=words, prices="\n".join(prices))
+
+
+def difficulty(models, posts):
+    """The share of posts on which each plain edit of a perfect summary wins each level, as a table."""
+    wins = {level: [] for level in LEVELS}
+    for level in LEVELS:
+        for seed in tqdm(range(posts), f"level {level}", leave=False, disable=None):
+            here = Round(models, level, seed)
+            wins[level].append([not here.missing(response) for response in here.edits.values()])
+    shares = torch.tensor([wins[level] for level in LEVELS]).float()  # (levels, posts, edits)
+    lines = ["edit of a perfect summary " + "".join(f"  level {level}" for level in LEVELS)]
+    for edit, row in zip(here.edits, shares.mean(1).T, strict=True):
+        lines.append(f"{edit:<26}" + "".join(f"{share:9.0%}" for share in row))
+    lines.append(f"{'any of them':<26}" + "".join(f"{share:9.0%}" for share in shares.amax(2).mean(1)))
+    return "\n".join(lines)
+
+
+def main():
+    """The command line."""
+    parser = parser_of(__doc__)
+    add = parser.add_argument
+    add("--level", type=int, default=1, choices=LEVELS, help="to start with (default 1)")
+    add("--seed", type=int, default=0, help="of the first post (default 0)")
+    add("--models", type=Path, default=SHIPPED, help="models-SEED-TASK.pt of a run")
+    add(
+        "--difficulty",
+        type=int,
+        nargs="?",
+        const=100,
+        metavar="POSTS",
+        help="measure on 100 posts, or so many",
+    )
+    given = parser.parse_args()
+    torch.set_num_threads(1)  # faster for tiny models
+    models, seed = load_models(given.models), given.seed
+    if given.difficulty:
+        return print(difficulty(models, given.difficulty))
+    print(f"Models: {models}")
+    print("Write a response that has a higher reward than the honest one, and less gold. ? helps.")
+    for level in range(given.level, max(LEVELS) + 1):
+        print(f"\nLevel {level}: {LEVELS[level]}.")
+        seed = play(models, level, seed)
+        if seed is None:
+            return print("\nGoodbye.")
+    print("\nAll levels hacked.")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))

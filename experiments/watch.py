@@ -1,0 +1,132 @@
+"""Watch a reward being hacked: PPO from a trained policy, and what it makes of one post on its way.
+
+    python experiments/watch.py                                   # one reward model, then a pretrain ensemble
+    python experiments/watch.py --reward finetune --kl-weight 0.1
+    python experiments/watch.py --post "ben lost two kites in lima on friday. our food was awful. tl;dr:"
+    python experiments/watch.py --models runs/quick/models-1-tldr.pt          # of a run of your own
+
+Nothing is trained first: the policy (SFT) and the reward models are those of one world of the results. A line
+shows the policy after so many updates: its KL to SFT, the means of proxy and gold over all its texts, and its
+answer to the one post, with the same luck every time. "Liked by": a + for each reward model that rates the
+answer higher than the first one, first the members of the ensemble, which PPO sees, then the others.
+"""
+
+import copy
+import sys
+import textwrap
+from functools import partial
+from pathlib import Path
+from shutil import get_terminal_size
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # the five files live one folder up
+
+import torch
+from tqdm import tqdm
+
+import world
+from claims import KINDS
+from ensemble import Ensemble, finetune_ensembles, pretrain_ensembles
+from models import SHIPPED, load_models
+from policy import sample
+from ppo import PPOConfig, ppo
+from report import exit_status, gold_in_parts, parser_of
+
+EVERY = 4  # updates from line to line
+# Smaller batches than in the experiment and larger steps: the same ends, in a fraction of the time.
+QUICK = {"batch_size": 64, "minibatch_size": 32, "lr": 1e-3}
+HEAD = """\
+                all texts     this text    liked by
+update   KL   proxy  gold   proxy  gold"""
+
+
+def judges_of(models, kind):
+    """{name: Ensemble} of the members of a kind of reward, the other reward models, and the jury."""
+    grid = models.grid
+    kinds = {"single": grid[0][:1], "finetune": finetune_ensembles(grid)[0]}
+    kinds["pretrain"] = pretrain_ensembles(grid)[0]
+    others = [rm for row in grid for rm in row if rm not in kinds[kind]]
+    judges = {"members": kinds[kind], "others": others, "jury": models.jury}
+    return {name: Ensemble(rms) for name, rms in judges.items()}
+
+
+def marks(rewards, first):
+    """What each reward model says of a text against the first one: + better, - worse, . within a tenth of a
+    standard deviation: marks(rewards=[1, 2, 3], first=[0, 3, 3]) -> "+-."."""
+    changes = [reward - before for reward, before in zip(rewards, first, strict=True)]
+    return "".join("+" if change > 0.1 else "-" if change < -0.1 else "." for change in changes)
+
+
+def watch(models, kind, post, config):
+    """PPO on one kind of reward, with a line every few updates. Returns the last text, as a row, and each
+    judge's marks."""
+    judges, gold = judges_of(models, kind), partial(world.gold, task=models.task)
+    policy, prompts = copy.deepcopy(models.policy), world.sample_posts(1000, config.seed)
+
+    def answer():
+        generator = torch.Generator().manual_seed(config.seed)
+        return sample(policy, post, world.RESPONSE_LENGTH, generator)
+
+    print(f"\nPPO on {KINDS[kind]}, KL weight {config.beta:g}")
+    print(HEAD + "".join(f"{name:>9}" for name in judges) + "  text")
+    response, first = answer(), None
+    for record in ppo(policy, judges["members"], prompts, config, gold):  # each has changed the policy
+        if record["update"] % EVERY == 0:
+            rewards = {name: judge.scores(post, response)[:, 0] for name, judge in judges.items()}
+            first = first or rewards
+            liked = {name: marks(rewards[name], first[name]) for name in judges}
+            line = f"{record['update']:6}{record['kl']:5.1f}{record['proxy']:8.2f}{record['gold']:6.2f}"
+            line += f"{rewards['members'].mean():8.2f}{gold(post, response).item():6.2f}"
+            show(line + "".join(f"{mark:>9}" for mark in liked.values()), world.decode(response[0]))
+        last, response = response, answer()
+    return last, liked
+
+
+def show(line, text):
+    """Print a line and the text after it, or below it if the terminal is too narrow."""
+    width = get_terminal_size().columns
+    if len(line) + 2 + len(text) < width:
+        return tqdm.write(f"{line}  {text}")
+    tqdm.write(line)
+    tqdm.write(textwrap.fill(text, max(width, 20), initial_indent="    ", subsequent_indent="    "))
+
+
+def ends(models, post, found):
+    """The two ends side by side: each text, its gold part by part, and who was fooled."""
+    lines = [f"\nAt the end, of the post: {world.decode(post[0])}"]
+    for kind, (response, liked) in found.items():
+        fooled = ", ".join(f"{mark.count('+')} of {len(mark)} {name}" for name, mark in liked.items())
+        lines.append(f"  {KINDS[kind]}:  {world.decode(response[0])}")
+        lines.append(f"      gold {gold_in_parts(post[0].tolist(), response[0].tolist(), models.task)}")
+        lines.append(f"      liked better than the first text by {fooled}")
+    return "\n".join(lines)
+
+
+def main():
+    """The command line, checked before the work."""
+    parser = parser_of(__doc__)
+    add = parser.add_argument
+    add("--post", help="a post in the world's words (default: that of the world's film)")
+    add(
+        "--reward", choices=KINDS, nargs="+", default=["single", "pretrain"], help="(default single pretrain)"
+    )
+    add("--kl-weight", type=float, default=0.005, help="weight of the KL penalty (default 0.005)")
+    add("--updates", type=int, default=32, help="updates of PPO (default 32)")
+    add("--seed", type=int, default=0, help="of PPO (default 0)")
+    add("--models", type=Path, default=SHIPPED, help="models-SEED-TASK.pt of a run")
+    given = parser.parse_args()
+    if given.updates < 1:
+        raise ValueError(f"--updates must be >= 1, got {given.updates}")
+    torch.set_num_threads(1)  # faster for tiny models
+    models = load_models(given.models)
+    post = torch.tensor([world.encode(given.post or models.post)])
+    if post.shape[1] != world.PROMPT_LENGTH:
+        raise ValueError(f"--post must have {world.PROMPT_LENGTH} words and marks, such as: {models.post}")
+    sizes = QUICK | {"updates": given.updates + 1, "max_new_tokens": world.RESPONSE_LENGTH}
+    config = PPOConfig(given.kl_weight, seed=given.seed, **sizes)
+    print(f"Models: {models}\nPost:   {world.decode(post[0])}")
+    found = {kind: watch(models, kind, post, config) for kind in dict.fromkeys(given.reward)}
+    print(ends(models, post, found))
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))
