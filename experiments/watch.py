@@ -35,8 +35,8 @@ EVERY = 4  # updates from line to line
 # Smaller batches than in the experiment and larger steps: the same ends, in a fraction of the time.
 QUICK = {"batch_size": 64, "minibatch_size": 32, "lr": 1e-3}
 HEAD = """\
-                all texts     this text    liked by
-update   KL   proxy  gold   proxy  gold"""
+               all texts    this text     liked by
+update   KL  proxy  gold  proxy  gold"""
 
 
 def judges_of(models, kind):
@@ -67,16 +67,18 @@ def watch(models, kind, post, config):
         return sample(policy, post, world.RESPONSE_LENGTH, generator)
 
     print(f"\nPPO on {KINDS[kind]}, KL weight {config.beta:g}")
-    print(HEAD + "".join(f"{name:>9}" for name in judges) + "  text")
+    widths = {name: max(len(name), len(judge.rms)) for name, judge in judges.items()}
+    print(HEAD + "".join(f"  {name:{width}}" for name, width in widths.items()) + "  text")
     response, first = answer(), None
     for record in ppo(policy, judges["members"], prompts, config, gold):  # each has changed the policy
-        if record["update"] % EVERY == 0:
+        if record["update"] % EVERY == 0 or record["update"] == config.updates - 1:
             rewards = {name: judge.scores(post, response)[:, 0] for name, judge in judges.items()}
             first = first or rewards
             liked = {name: marks(rewards[name], first[name]) for name in judges}
-            line = f"{record['update']:6}{record['kl']:5.1f}{record['proxy']:8.2f}{record['gold']:6.2f}"
-            line += f"{rewards['members'].mean():8.2f}{gold(post, response).item():6.2f}"
-            show(line + "".join(f"{mark:>9}" for mark in liked.values()), world.decode(response[0]))
+            line = f"{record['update']:6}{record['kl']:5.1f}{record['proxy']:7.2f}{record['gold']:6.2f}"
+            line += f"{rewards['members'].mean():7.2f}{gold(post, response).item():6.2f}"
+            line += "".join(f"  {liked[name]:{width}}" for name, width in widths.items())
+            show(line, world.decode(response[0]))
         last, response = response, answer()
     return last, liked
 
@@ -92,12 +94,12 @@ def show(line, text):
 
 def ends(models, post, found):
     """The two ends side by side: each text, its gold part by part, and who was fooled."""
-    lines = [f"\nAt the end, of the post: {world.decode(post[0])}"]
+    lines = ["\nAt the end"]
     for kind, (response, liked) in found.items():
-        fooled = ", ".join(f"{mark.count('+')} of {len(mark)} {name}" for name, mark in liked.items())
+        fans = ", ".join(f"{mark.count('+')} of {len(mark)} {name}" for name, mark in liked.items())
         lines.append(f"  {KINDS[kind]}:  {world.decode(response[0])}")
         lines.append(f"      gold {gold_in_parts(post[0].tolist(), response[0].tolist(), models.task)}")
-        lines.append(f"      liked better than the first text by {fooled}")
+        lines.append(f"      liked better than the first text by {fans}")
     return "\n".join(lines)
 
 
@@ -106,9 +108,8 @@ def main():
     parser = parser_of(__doc__)
     add = parser.add_argument
     add("--post", help="a post in the world's words (default: that of the world's film)")
-    add(
-        "--reward", choices=KINDS, nargs="+", default=["single", "pretrain"], help="(default single pretrain)"
-    )
+    default = ["single", "pretrain"]
+    add("--reward", choices=KINDS, nargs="+", default=default, help="of PPO (default single, then pretrain)")
     add("--kl-weight", type=float, default=0.005, help="weight of the KL penalty (default 0.005)")
     add("--updates", type=int, default=32, help="updates of PPO (default 32)")
     add("--seed", type=int, default=0, help="of PPO (default 0)")

@@ -2,7 +2,7 @@
 
     python experiments/more/readme.py
 
-A page marks a place with <!-- name --> and <!-- end -->: `sections` makes what stands between. A test fails
+README.md's film is results/watch.txt, which `COLUMNS=120 python experiments/watch.py` has printed. A page marks a place with <!-- name --> and <!-- end -->: `sections` makes what stands between. A test fails
 when a page and the records differ.
 """
 
@@ -16,7 +16,7 @@ sys.path[:0] = [str(ROOT / "experiments"), str(ROOT)]
 import numpy as np
 
 from claims import CLAIMS, claims_table, interval
-from report import agreement, film_lines, load_records, mean_and_interval
+from report import agreement, load_records, mean_and_interval
 
 RESULTS = ROOT / "experiments" / "results"
 PAGES = [ROOT / "README.md", RESULTS / "README.md"]
@@ -137,18 +137,24 @@ def sections(records):
     for claim in CLAIMS:
         found = [(task, table[claim.id]) for task, table in tables.items() if claim.id in table]
         texts[claim.id] = ", ".join(f"{task} {mean_and_interval(row)}" for task, row in found)
-    first = next(iter(records.values()))[0]
     results = [f"## {t}\n\n{full_markdown(tables[t])}\n\n{traits_markdown(records[t])}" for t in records]
     worlds = ", ".join(f"{task} {len(found)}" for task, found in records.items())
     measures = "\n".join(f"- `{claim.id}`: {claim.statement}" for claim in CLAIMS)
     return texts | {
         "count": worlds,
-        "film": f"\n```\n{film_lines(first['film'])}\n```\n",
+        "watch": f"\n```\n{shortened((RESULTS / 'watch.txt').read_text('utf-8'))}\n```\n",
         "claims": f"\n{claims_markdown(tables, records)}\n",
         "measures": f"\n{measures}\n",
         "worlds": "\n" + "\n".join(world_line(*item) for item in records.items()) + "\n",
         "results": "\n" + "\n\n".join(results) + "\n",
     }
+
+
+def shortened(film):
+    """What watch.py prints, with every second line of its updates only."""
+    updates = [line.split()[0] for line in film.splitlines() if line[:6].strip().isdigit()]
+    dropped = {f"{update:>6}" for update in updates if int(update) % 8}
+    return "\n".join(line for line in film.strip().splitlines() if line[:6] not in dropped)
 
 
 def fill(page, texts):
