@@ -80,7 +80,7 @@ class Settings:
     prompts: int = setting(256, "posts that best-of-n and PPO's policies answer")
     n: int = setting(64, "samples of each post, for best-of-n")
     # PPO
-    kl_weights: tuple[float, ...] = setting((0.005, 0.1), "weights beta of the KL penalty")
+    kl_weights: tuple[float, ...] = setting((0.02, 0.1), "weights beta of the KL penalty")
     ppo_runs: int = setting(2, "PPO runs of a kind at each KL weight")
     ppo_updates: int = setting(40, "updates of a PPO run")
     ppo_batch: int = setting(128, "responses per update")

@@ -2,8 +2,9 @@
 
     python experiments/more/readme.py
 
-README.md's film is results/watch.txt, which `COLUMNS=120 python experiments/watch.py` has printed. A page marks a place with <!-- name --> and <!-- end -->: `sections` makes what stands between. A test fails
-when a page and the records differ.
+A page marks a place with <!-- name --> and <!-- end -->: `sections` makes what stands between. README.md's
+film is results/watch.txt: what `COLUMNS=120 python experiments/watch.py` printed. A test fails when a page
+and these files differ.
 """
 
 import re
