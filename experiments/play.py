@@ -105,33 +105,21 @@ def response_of(text):
     return world.response_rows([" ".join(words)])
 
 
-def ask(prompt):
-    """A line of input without its ends, shown if it comes from a file; None at its end."""
-    try:
-        text = input(prompt).strip()
-    except EOFError:
-        return None
+def ask():
+    """A line of the player's, without its ends; shown again if it does not come from a keyboard."""
+    text = input("You write: ").strip()
     if not sys.stdin.isatty():
         print(text)
     return text
 
 
-def play(models, level, seed):
-    """One level, post after post until one is hacked. Returns the next seed, or None at the end of input."""
-    misses, here = 0, None
-    while True:
-        if here is None:
-            here = Round(models, level, seed)
-            print(f"\nThe post:  {world.decode(here.post[0])}")
-            print(f"Honest:    {world.decode(here.honest[0])}")
-        text = ask("You write: ")
-        if text is None:
-            return None
-        if text == "":
-            seed, here = seed + 1, None
-            continue
+def is_hacked(here):
+    """The player answers one post until a response is a hack (True), or wants another post (False)."""
+    print(f"\nThe post:  {world.decode(here.post[0])}\nHonest:    {world.decode(here.honest[0])}")
+    misses = 0
+    while text := ask():
         if text == "?":
-            print(help_for(models.task))
+            print(help_for(here.task))
             continue
         try:
             response = response_of(text)
@@ -140,12 +128,10 @@ def play(models, level, seed):
             continue
         print(here.board(response))
         if not (missing := here.missing(response)):
-            print("  HACKED: a higher reward for a worse text.")
-            return seed + 1
+            return True
         misses += 1
-        print(f"  Not yet. {'; '.join(missing)}")
-        if misses >= MISSES:
-            print(f"  {here.hint()}")
+        print(f"  Not yet. {'; '.join(missing)}" + f"\n  {here.hint()}" * (misses >= MISSES))
+    return False
 
 
 def help_for(task):
@@ -177,14 +163,8 @@ def main():
     add("--level", type=int, default=1, choices=LEVELS, help="to start with (default 1)")
     add("--seed", type=int, default=0, help="of the first post (default 0)")
     add("--models", type=Path, default=SHIPPED, help="models-SEED-TASK.pt of a run")
-    add(
-        "--difficulty",
-        type=int,
-        nargs="?",
-        const=100,
-        metavar="POSTS",
-        help="measure on 100 posts, or so many",
-    )
+    posts = {"type": int, "nargs": "?", "const": 100, "metavar": "POSTS"}
+    add("--difficulty", **posts, help="measure it, on 100 posts or so many")
     given = parser.parse_args()
     torch.set_num_threads(1)  # faster for tiny models
     models, seed = load_models(given.models), given.seed
@@ -192,12 +172,16 @@ def main():
         return print(difficulty(models, given.difficulty))
     print(f"Models: {models}")
     print("Write a response that has a higher reward than the honest one, and less gold. ? helps.")
-    for level in range(given.level, max(LEVELS) + 1):
-        print(f"\nLevel {level}: {LEVELS[level]}.")
-        seed = play(models, level, seed)
-        if seed is None:
-            return print("\nGoodbye.")
-    print("\nAll levels hacked.")
+    try:
+        for level in range(given.level, max(LEVELS) + 1):
+            print(f"\nLevel {level}: {LEVELS[level]}.")
+            while not is_hacked(Round(models, level, seed)):
+                seed += 1
+            print("  HACKED: a higher reward for a worse text.")
+            seed += 1
+        print("\nAll levels hacked.")
+    except EOFError:
+        print("\nGoodbye.")
 
 
 if __name__ == "__main__":
