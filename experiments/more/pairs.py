@@ -21,9 +21,10 @@ PROMPTS = ("prompt", "question", "instruction", "input", "query")  # if there ar
 RESPONSES = [("chosen", "rejected"), ("chosen_response", "rejected_response")]
 RESPONSES += [(f"{x}_{a}", f"{x}_{b}") for x in ("response", "answer") for a, b in ("01", "12", "ab")]
 LABELS = ("better_response_id", "safer_response_id", "label", "winner", "preference", "preferred", "chosen")
+NO_PROMPT = "no prompt, and no known marker (such as Assistant:) of where the responses begin"
 # Where a role's turn begins: `Role:`, `### Role`, <|im_start|>role, <|role|>, and others; where a line ends.
 ROLE = r"^[ #]{0,5}(?:~) ?:|^### ?(?:~)$|(?:<\|\w{1,16}\|>|<start_of_turn>)(?:~)\b(?:<\|\w+\|>)?|<\|(?:~)\|>"
-ASKER = ROLE.replace("~", "user|human|question|instruction|q") + r"|\buser:|\[INST\]|<</SYS>>"
+ASKER = ROLE.replace("~", "user|human|question|instruction|post|q") + r"|\buser:|\[INST\]|<</SYS>>"
 WRITER = ROLE.replace("~", "assistant|model|gpt|ai|answer|response|a") + r"|\bassistant:|\[/INST\]|tl;dr:"
 ASKER, WRITER, LINE = (regex.compile(role, regex.I | regex.M) for role in (ASKER, WRITER, r"(?<=\S)\s*\n"))
 PIECE = r" ?[\p{L}\p{M}\p{N}]{1,16}| ?[^\s\p{L}\p{M}\p{N}]{1,16}|\s{1,16}"  # never long: linear time
@@ -77,12 +78,13 @@ def read_row(line):
     shared, chosen, rejected = common[:end], chosen[end:], rejected[end:]
     if chosen == rejected or not chosen.strip() or not rejected.strip():
         raise ValueError("chosen equals rejected" if chosen == rejected else "an empty response")
-    first, *others = marker.split(prompt or shared)
-    asked = [ASKER.split(turn)[-1] for turn in (first, *filter(ASKER.search, others))]
-    asked = [*asked, prompt] if prompt else [regex.match(r"\s*[^?\n]*", asked[0])[0], *asked]
+    turns = marker.split(prompt or shared)
+    first = ASKER.split(turns[0])[-1]
+    asked = [ASKER.split(turn)[-1] for turn in turns if ASKER.search(turn)]
+    asked = [first, *asked, prompt] if prompt else [regex.match(r"\s*[^?\n]*", first)[0], *asked]
     questions = tuple(filter(None, (" ".join(text.split()).casefold() for text in asked)))
     if not questions:
-        raise ValueError("no prompt, and no known marker (such as Assistant:) of where the responses begin")
+        raise ValueError(NO_PROMPT)
     inside = "".join(prompt.split()) in "".join(shared.split())
     return questions, shared if inside else prompt + shared, chosen, rejected
 
@@ -104,6 +106,8 @@ def read_pairs(path):
             skipped[str(error)].append(number)
         except LookupError as error:
             raise ValueError(f"line {number}: {error}") from None
+    if 9 * len(lines := skipped.get(NO_PROMPT, [])) > len(pairs):  # then in others it may be chance
+        raise ValueError(f"{NO_PROMPT}: {len(lines)} pairs, the first in line {lines[0]}")
     return pairs, skipped
 
 
@@ -114,8 +118,8 @@ def own_encoding(texts, size):
     for character, times in Counter("".join(texts)).items():
         for end in range(2, len(character.encode()) + 1):  # two bytes, three, ...: so are they merged
             counts[character.encode()[:end]] += times
-    tokens = [token for token, _ in counts.most_common(size) if len(token) > 1]
-    tokens = [bytes([byte]) for byte in range(256)] + tokens[: size - 256]
+    tokens = [bytes([byte]) for byte in range(256)]
+    tokens += [token for token, _ in counts.most_common(size) if len(token) > 1][: size - 256]
     ranks = {token: rank for rank, token in enumerate(tokens)}
     return tiktoken.Encoding("own", pat_str=PIECE, mergeable_ranks=ranks, special_tokens={})
 

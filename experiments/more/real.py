@@ -3,10 +3,8 @@
     python experiments/more/real.py pairs.jsonl.gz           # 2,000 pairs: six minutes on one slow core
     python experiments/more/real.py pairs.jsonl --pairs 500 --pretrain-seeds 2 --json real.json
 
-A grid of reward models, pretraining seeds x finetuning seeds, learns from most pairs of a file (pairs.py says
-how it may look) and is compared on the others. There is no gold reward here: only the file says who is right.
-What it teaches, and in brackets what 2,000 pairs of hh-rlhf's harmless-base gave with byte pairs as tokens:
-
+A grid of reward models, pretraining x finetuning seeds, learns from most pairs of a file (see pairs.py) and
+is compared on the others. No gold reward. In brackets: 2,000 pairs of harmless-base (hh-rlhf), as byte pairs.
 1. Accuracy: real preferences are hard for tiny models, and seeds matter little (0.56 of pairs, std 0.02).
 2. Agreement: two of them order many pairs differently, fewer if they share a pretraining (0.24, else 0.30).
 3. Best of n: so one's pick is worth less to another, the more so the larger n (n = 64: 2.8 std, and 1.4).
@@ -51,8 +49,7 @@ SETTINGS = {  # every flag that the numbers depend on: its default, the least th
 
 def train_grid(rows, held_out, vocab_size, s):
     """Rewards (P, F, held-out pairs, 2) of chosen and rejected, by F reward models of each of P pretrainings.
-    A reward model's prompt is a single EOS, as if another text had ended there; the file's prompt and
-    response together are its response, so that both may have any length."""
+    A reward model's prompt is one EOS; the file's prompt and response are its response, so of any length."""
     config, P, F = Config(vocab_size, s.context, s.width), s.pretrain_seeds, s.finetune_seeds
     training, held = rows[~held_out], rows[held_out].flatten(0, 1)
     texts, (chosen, rejected) = training.flatten(0, 1), training.unbind(1)
@@ -62,8 +59,7 @@ def train_grid(rows, held_out, vocab_size, s):
     rms = []
     for p in range(P):
         model, label = LanguageModel(config, seed + p), f"pretraining {p + 1} of {P}"
-        losses = train_lm(model, torch.cat([eos, texts], dim=1), lm_config, seed + p, desc=label)
-        print(f"{label}: {losses[-20:].mean():.2f} nats per token", flush=True)
+        train_lm(model, torch.cat([eos, texts], dim=1), lm_config, seed + p, desc=label)
         for f in range(F):
             rm, label = RewardModel(model.trunk, seed + f), f"its reward model {f + 1} of {F}"
             train_rm(rm, eos[: len(training)], chosen, rejected, rm_config, seed + f, desc=label)
