@@ -6,9 +6,9 @@ import random
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
-import tiktoken
 import torch
 
 from conftest import ROOT
@@ -16,80 +16,83 @@ from conftest import ROOT
 sys.path.insert(0, str(ROOT / "experiments" / "more"))
 
 import real
-from pairs import common_prompt, cut, read_pairs, read_row, split, tokenise, train_bpe
+from pairs import own_encoding, read_row, split, tokenise
 
-GOOD = {"prompt": "Why?", "chosen": " Because it is.", "rejected": " No."}
-
-
-def made_up(count):
-    """Words drawn at random; chosen has one word more than rejected has, at a random place."""
-    rng, rows = random.Random(0), []
-    for i in range(count):
-        chosen, rejected = (rng.choices([" tea", " hot", " cup", " ice"], k=5) for _ in range(2))
-        chosen.insert(rng.randrange(6), " sure")
-        rejected.insert(rng.randrange(6), " well")
-        rows.append({"prompt": f"Question {i}?", "chosen": "".join(chosen), "rejected": "".join(rejected)})
-    return rows
+HH, ASKED, RIGHT, WRONG = "\n\nHuman: {}\n\nAssistant:", "Why? Say it.", " It is so.", " It was so."
+SAY, LIE = ({"role": "assistant", "content": text[1:]} for text in (RIGHT, WRONG))
+ASK = {"role": "user", "content": ASKED}
+WORSE_FIRST = {"prompt": ASKED, "response_a": WRONG, "response_b": RIGHT}
 
 
-def written(path, rows):
-    path.write_text("\n".join(json.dumps(row) for row in rows))
-    return path
+def both(start, **more):
+    return {"chosen": start + RIGHT, "rejected": start + WRONG, **more}
 
 
-def test_both_layouts_are_one():
-    """A dialogue whose prompt stays in its responses, a prompt given twice, or a word cut in two."""
-    prompt, chosen, rejected = "\n\nHuman: Why?\n\nAssistant:", " It is so.", " It was so."
-    dialogues = {"chosen": prompt + chosen, "rejected": prompt + rejected}
-    for row in ({"prompt": prompt, "chosen": chosen, "rejected": rejected, "source": 1}, dialogues,
-                {"prompt": prompt, **dialogues}, {"prompt": None, **dialogues}):  # fmt: skip
-        assert read_row(json.dumps(row).encode()) == (prompt, chosen, rejected)
-    earlier = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:"
-    assert common_prompt(earlier + " yes", earlier + " yes\n\nHuman: d\n\nAssistant: e") == earlier
-    assert common_prompt("Tea is hot.", "Tea is here.") == "Tea is "
-    assert common_prompt("yes", "yesterday") == ""
+LAYOUTS = [
+    *(both("", **{name: ASKED}, source=1) for name in ("prompt", "question", "Query")),
+    {"prompt": ASKED, "chosen_response": RIGHT, "rejected_response": WRONG},
+    {"instruction": "Why?", "input": "Say it.", "answer_1": RIGHT, "answer_2": WRONG, "label": 1.0},
+    {"prompt": ASKED, "response_0": WRONG, "response_1": RIGHT, "better_response_id": 1, "label": 0},
+    {"prompt": ASKED, "response_0": WRONG, "response_1": RIGHT, "safer_response_id": 1},
+    *({**WORSE_FIRST, "label": label} for label in ("B", 1, "model_b", "response_b")),
+    *({**WORSE_FIRST, name: value} for name, value in {"winner": "b", "chosen": "b", "score_b": 2}.items()),
+    *(both(HH.format(ASKED), prompt=prompt) for prompt in (None, ASKED, HH.format("Why?\nSay  it."))),
+    *(both(start + ASKED, prompt=f" {ASKED}\n") for start in ("Q: ", "\n", "")),
+    *({"chosen": [ASK, SAY], "rejected": [ASK, LIE], "prompt": prompt} for prompt in ("", ASKED, [ASK])),
+    {"chosen": [SAY], "rejected": [LIE], "prompt": [ASK]},
+]
+GOOD = json.dumps(both("", prompt=ASKED)).encode()
+BAD_LINES = {
+    b'{"prompt": "Why?", "chosen": "a"': "not a JSON object",
+    b'{"prompt": "\xff", "chosen": "a", "rejected": "b"}': "not a JSON object",
+    b"[" * 100000: "not a JSON object",
+    b'{"prompt": "a", "chosen": [{"role": "user"}], "rejected": "b"}': "not a JSON object whose texts are",
+    b'{"prompt": "a", "chosen": "b", "text": 1}': "the fields are ['prompt', 'chosen', 'text']; wanted are",
+    b'{"prompt": "a", "chosen": null, "rejected": null}': "the fields are ['prompt']; wanted are prompt, ",
+    b'{"prompt": "a", "chosen": " ", "rejected": "c"}': "an empty response: 2, the first in line 3",
+    b'{"prompt": "a", "chosen": "b", "rejected": "b"}': "chosen equals rejected: 2, the first in line 3",
+    json.dumps(WORSE_FIRST | {"winner": "Tie (bad)"}).encode(): "the winner is 'tie (bad)'; wanted is a or b",
+    json.dumps(WORSE_FIRST | {"score_a": 1, "score_b": 1}).encode(): "the winner is 'tie'",
+    json.dumps(WORSE_FIRST | {"winner": None}).encode(): "the winner is 'none'; wanted is a or b in better_",
+}
+BAD_RUNS = [
+    *((gzip.compress(b"\n".join([GOOD, b"", line, GOOD, line])), "", f"2 usable pairs (skipped: {why}")
+      for line, why in BAD_LINES.items()),
+    (b"", "", "0 usable pairs (skipped: none), at least 50 are needed"),
+    (b"[" + GOOD + b",\n" + GOOD + b"]", "", "2 usable pairs"),
+    (b"[" + GOOD + b",\n" + GOOD, "", "delimiter: line 2"),
+    (b"[" * 100000, "", "recursion"),
+    (b'{"chosen": "Why? > So.", "rejected": "Why? > No."}', "", "no known marker (such as Assistant:)"),
+    (b"PAR1\x15\x04", "", "parquet is not read: convert it with pandas"),
+    (json.dumps(WORSE_FIRST | {"label": 2}).encode(), "", "line 1: the winner is '2'; wanted is a or b"),
+    ((GOOD + b"\n") * 60, "", "60 pairs have 1 prompts: too few"),
+    (gzip.compress(b"{}" * 100)[:-12], "", "ended before the end-of-stream marker"),
+    (gzip.compress(b"{}" * 100)[:10] + b"\xff" * 30, "", "Error -3 while decompressing"),
+    (b"", "--held-out nan", "--held-out must be >= 0.01"),
+    (b"", "--held-out 1", "--held-out < 1"),
+    (None, "", "No such file"),
+]  # fmt: skip
+FORMATS = [
+    *(HH, "Human: {}\nAssistant: ", "{}\n", "A chat. USER: {} ASSISTANT: "),
+    *("SUBREDDIT: r/tea\n\nPOST: {}\n\nTL;DR: ", "<s>[INST] <<SYS>>\nBe nice.\n<</SYS>>\n\n{} [/INST] "),
+    "<|im_start|>system\nHi.<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n",
+    "<|start_header_id|>user<|end_header_id|>\n\n{}<|start_header_id|>assistant<|end_header_id|>\n\n",
+    "Below is an instruction.\n\n### Instruction:\n{}\n\n### Response:\n",
+    HH.format("Hi!") + " Hello, how can I help you?" + HH,  # all dialogues open so
+    HH + " So." + HH.format("And?"),  # some dialogues are longer
+]
 
 
-@pytest.mark.parametrize(
-    "line, why",
-    [
-        (b'{"prompt": "Why?", "chosen": "a"', "not a JSON object"),
-        (b'{"prompt": "\xff", "chosen": "a", "rejected": "b"}', "not a JSON object"),
-        (b"[" * 100000, "not a JSON object"),
-        (b'{"chosen": [{"role": "user"}], "rejected": "b"}', "a field is not a text"),
-        (b'{"prompt": "a", "chosen": "b"}', "an empty or missing response"),
-        (b'{"prompt": "a", "chosen": " ", "rejected": "c"}', "an empty or missing response"),
-        (b'{"prompt": "a", "chosen": "b", "rejected": "b"}', "chosen equals rejected"),
-    ],
-)
-def test_a_bad_line_is_skipped_and_counted(tmp_path, line, why):
-    """A bad line that stops the run, goes unmentioned, has a wrong number, or is trained on."""
-    good = json.dumps(GOOD).encode()
-    path = tmp_path / "pairs.jsonl.gz"
-    path.write_bytes(gzip.compress(b"\n".join([good, b"", line, good, line])))
-    pairs, skipped = read_pairs(path)
-    assert [number for number, *_ in pairs] == [1, 4]
-    [(reason, lines)] = skipped.items()
-    assert reason.startswith(why) and lines == [3, 5]
+@pytest.mark.parametrize("row", LAYOUTS)
+def test_every_layout_is_one_pair(row):
+    """A layout that is skipped, the loser as chosen, or a prompt that stays in its responses."""
+    questions, prompt, *responses = read_row(json.dumps({"score_a": 1, **row}))
+    assert questions[0].startswith("why") and prompt.count("Why?") == 1 and responses == [RIGHT, WRONG]
 
 
-@pytest.mark.parametrize(
-    "content, flags, message",
-    [
-        (b"", "", "0 usable pairs (skipped: none), at least 50 are needed"),
-        (json.dumps(GOOD).encode(), "", "1 usable pairs"),
-        (b"version https\n" * 60, "", "skipped: not a JSON object: 60, the first in line 1"),
-        (b"\n".join([json.dumps(GOOD).encode()] * 60), "", "60 pairs have 1 prompts: too few"),
-        (gzip.compress(b"{}" * 100)[:-12], "", "ended before the end-of-stream marker"),
-        (gzip.compress(b"{}" * 100)[:10] + b"\xff" * 30, "", "Error -3 while decompressing"),
-        (b"", "--pairs 5", "--pairs must be >= 50, got 5"),
-        (b"", "--held-out nan", "--held-out must be >= 0.01, got nan"),
-        (b"", "--encoding gpt9", "--encoding own or gpt2"),
-        (None, "", "No such file"),
-    ],
-)
-def test_a_file_or_flag_of_no_use_stops_with_one_line(tmp_path, capsys, content, flags, message):
-    """A traceback, or a grid trained on five pairs."""
+@pytest.mark.parametrize("content, flags, message", BAD_RUNS)
+def test_what_is_of_no_use_is_said_in_one_line(tmp_path, capsys, content, flags, message):
+    """A traceback, a grid trained on five pairs, labels read the wrong way round, a bad line unmentioned."""
     path = tmp_path / "pairs.jsonl"
     if content is not None:
         path.write_bytes(content)
@@ -98,9 +101,18 @@ def test_a_file_or_flag_of_no_use_stops_with_one_line(tmp_path, capsys, content,
     assert message in said and said.count("\n") == 1
 
 
+def made_up(folder):
+    """A file of 200 pairs: four words in any order, and "sure" in chosen, "well" in rejected."""
+    rng, path = random.Random(0), folder / "pairs.jsonl"
+    rows = [{key: "".join(rng.sample([" tea", " hot", " cup", " ice", word], 5))
+             for key, word in (("chosen", " sure"), ("rejected", " well"))} for _ in range(200)]  # fmt: skip
+    path.write_text("\n".join(json.dumps({"prompt": f"{i}?", **row}) for i, row in enumerate(rows)))
+    return path
+
+
 def test_ctrl_c_ends_in_one_line(tmp_path):
     """A traceback, or half a file of numbers."""
-    path, out = written(tmp_path / "pairs.jsonl", made_up(200)), tmp_path / "new" / "real.json"
+    path, out = made_up(tmp_path), tmp_path / "new" / "real.json"
     command = [sys.executable, "-u", real.__file__, str(path), "--json", str(out)]
     run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert "usable pairs" in run.stdout.readline()
@@ -110,79 +122,67 @@ def test_ctrl_c_ends_in_one_line(tmp_path):
     assert not list(out.parent.iterdir())
 
 
-def test_byte_pairs():
-    """Merges in an order other than of frequency, or across words; a text that is lost, or that raises."""
-    encoding = train_bpe(["abab abab ab cd cd"], 259)
-    assert [encoding.decode_single_token_bytes(i) for i in (256, 257, 258)] == [b"ab", b" c", b"abab"]
-    assert train_bpe(["abc"], 300).n_vocab == 256, "no pair occurs twice"
-    _, half, _ = read_row(b'{"prompt": "a", "chosen": "half \\ud83d", "rejected": "b"}')
-    texts = [half, "чай горячий, 茶は熱い, الشاي", "👩‍🚀 🎉 e\u0301", " two\n\n\ttab ", "\x00 <|eot|>", ""]
-    encoding = train_bpe(texts[:3], 300)
-    assert all(encoding.decode(encoding.encode_ordinary(text)) == text for text in texts)
-
-
-def test_rare_tokens_become_one(monkeypatch):
-    """An embedding of 50,000 rows, or EOS and PAD that a rare token shares."""
-    ranks = {bytes([byte]): byte for byte in range(256)}
-    letters = tiktoken.Encoding("gpt2", pat_str=r"(?s).", mergeable_ranks=ranks, special_tokens={})
-    monkeypatch.setattr(tiktoken, "get_encoding", lambda name: letters)
-    skipped = {"equal once cut to fit": []}
-    pairs = [(1, "aaa", "bb", "cc"), (2, "aaa", "bbx", "bby"), (3, "a", "b", "xyz")]
-    rows, lengths, prompts, vocab_size = tokenise(pairs, "gpt2", 3, 16, skipped)
-    assert vocab_size == 6 and prompts == ["aaa", "a"] and skipped == {"equal once cut to fit": [2]}
-    assert lengths.tolist() == [[2, 2], [1, 3]]
-    assert rows[1].tolist() == [[0, 1, 4, 5, 5, 5], [0, 3, 3, 3, 4, 5]], "a=0, b=1, rare=3, EOS=4, PAD=5"
+def test_the_encoding():
+    """A frequent piece or character in bytes, a text that is lost, or a time that grows as its square."""
+    *_, half = read_row(b'{"prompt": "a", "chosen": "b", "rejected": "half \\ud83d"}')
+    texts = [half, " tea tea", "茶は熱い。茶" * 9, *"чай, الشاي|👩‍🚀 e\u0301| a\n\n\tb |\x00<|".split("|")]
+    few, rng, start = own_encoding(texts[:3] * 2, 300), random.Random(0), time.process_time()
+    assert list(map(len, few.encode_ordinary_batch([" tea tea", "熱茶"]))) == [2, 2]
+    texts += ["".join(chr(0x4E00 + rng.randrange(3000)) for _ in range(1000)) for _ in range(200)]
+    texts += [" " * 10**6, "".join(rng.choices("abcdefgh", k=300_000))]
+    for own, some in ((few, texts[:-202]), (own_encoding(texts, 3000), texts)):
+        assert own.decode_batch(own.encode_ordinary_batch(some)) == some
+    assert own.n_vocab == 3000 and time.process_time() - start < 10, "about one second"
 
 
 def test_the_cut_keeps_the_difference():
-    """A prompt cut on its right, or more in one of the two, which would give away the longer response; a
-    truncated pair of two equal texts."""
-    assert cut([1, 2, 3], [4, 5], [6], 4) == [[2, 3, 4, 5], [2, 3, 6]]
-    assert cut([1, 2, 3], [4, 5], [6], 9) == [[1, 2, 3, 4, 5], [1, 2, 3, 6]]
-    assert cut([1, 2, 3], [4, 5, 6], [7], 2) == [[4, 5], [7]]
-    skipped = {"equal once cut to fit": []}
-    pairs = [(7, "p", "same " * 50 + "end", "same " * 50 + "other"), (9, "p", "one", "same " * 50)]
-    rows, _, prompts, _ = tokenise(pairs, "own", 300, 12, skipped)
-    assert skipped == {"equal once cut to fit": [7]} and len(rows) == len(prompts) == 1
+    """A prompt cut on its right, or more in one of two, which shows who is longer; a pair of equal texts."""
+    pairs = [(1, "q", "abc", "de", "f"), (2, "r", "a", "bcdef", "b"), (3, "s", "p", "e" * 9 + "a", "e" * 9)]
+    skipped, eos, pad, (b, c, d, e, f) = {"equal once cut to fit": []}, 256, 257, b"bcdef"
+    rows, lengths, questions, vocab_size = tokenise(pairs, 256, 4, skipped)
+    assert rows.tolist() == [[[c, d, e, eos], [c, f, eos, pad]], [[b, c, d, e], [b, eos, pad, pad]]]
+    assert lengths.tolist() == [[2, 1], [5, 1]] and questions == ["q", "r"] and vocab_size == 258
+    assert skipped == {"equal once cut to fit": [3]}
 
 
-def test_held_out_pairs_are_held_out():
-    """A prompt that is trained on and tested on, or the opening of a longer dialogue that is."""
-    more = " a\n\nHuman: b\n\nAssistant:"
-    prompts = [f"\n\nHuman: {i % 40}\n\nAssistant:" + i // 40 * more for i in range(100)]
-    held_out = split(prompts, 0.2, seed=0).tolist()
-    assert 15 <= sum(held_out) <= 20 and split(prompts, 0.2, seed=1).tolist() != held_out
-    assert not {i % 40 for i in range(100) if held_out[i]} & {i % 40 for i in range(100) if not held_out[i]}
+@pytest.mark.parametrize("start", [*FORMATS, "prompt", "question", "instruction", "input"])
+def test_held_out_pairs_are_held_out(start):
+    """Responses that begin alike as part of the question; the opening of a dialogue on the other side."""
+    rng, pairs = random.Random(0), []
+    for i in range(200):
+        asked, word = f"Why is cup {i % 40} hot?", rng.choice(("The", "It", "Well", "Sure"))
+        shared = (HH if i < 100 and start == FORMATS[-1] else start).format(asked) if "{}" in start else ""
+        row = {"chosen": f"{shared}{word} is {i}", "rejected": f"{shared}{word} was {i}"}
+        pairs.append(read_row(json.dumps(row if shared else {start: asked, **row})))
+    held_out = split([questions for questions, *_ in pairs], 0.2, seed=0).tolist()
+    held, trained = ({i % 40 for i in range(200) if held_out[i] == side} for side in (True, False))
+    assert len(held) == 8 and len(trained) == 32 and all(len(chosen.split()) == 3 for *_, chosen, _ in pairs)
 
 
 def test_findings_of_known_rewards():
     """Same and other pretraining mixed up, the mean along a wrong axis, the lengths of the wrong response."""
     generator = torch.Generator().manual_seed(0)
     truth, taste, noise = (torch.randn(P, F, 200, generator=generator) for P, F in ((1, 1), (2, 1), (2, 2)))
-    margins = 1 + truth + taste + 0.1 * noise  # a taste for each pretraining
-    rewards = torch.stack([margins, 0 * margins], -1).double()
+    margins = (1 + truth + taste + 0.1 * noise).double()  # a taste for each pretraining
+    rewards = torch.stack([margins, 0 * margins], -1).numpy()
     found = real.findings(rewards, rewards[0, 0])
-    assert found["accuracy"]["one reward model"] == pytest.approx([(margins > 0).double().mean().item()])
-    assert found["accuracy"]["ensembles: pretrain"] > found["accuracy"]["ensembles: finetune"]
-    alike = found["orders a pair like"]
-    assert alike["another of its pretraining"][0] > alike["one of another"][0] + 0.1
-    picks = found["reward of its best of n, judged by"]
-    assert picks["itself"][-1] > picks["another of its pretraining"][-1] > picks["one of another"][-1] > 0.1
-    assert picks["one of another"][0] == pytest.approx(0, abs=1e-9), "the best of one is any"
-    assert found["length"]["accuracy where the longer won"][0] > 0.8
+    assert found["accuracy: single"] == pytest.approx((margins > 0).double().mean().item(), abs=1e-4)
+    assert found["accuracy: pretrain"] > found["accuracy: finetune"]
+    assert found["accuracy where the longer won"] > 0.8
+    judges = "itself", "another of its pretraining", "one of another"
+    _, same, other = (found[f"orders a pair like {judge}"] for judge in judges)
+    itself, alike, unlike = (found[f"reward of its best of 16, judged by {judge}"] for judge in judges)
+    assert same > other + 0.1 and itself > alike > unlike > 0.1
+    assert found["reward of its best of 1, judged by one of another"] == 0, "the best of one is any"
 
 
 def test_a_planted_word_is_found(tmp_path, capsys):
-    """Rewards of the wrong response, labels lost between file and loss; NaN, which JSON has not; a grid of
-    one column, in which nobody shares a pretraining; a file half-written."""
-    path, out = written(tmp_path / "pairs.jsonl", made_up(200)), tmp_path / "new" / "real.json"
-    flags = (
-        "--vocabulary 300 --context 40 --width 16 --pretrain-seeds 2 --finetune-seeds 1 --pretrain-steps 10"
-    )
-    assert real.main([str(path), "--json", str(out), *flags.split(), "--rm-epochs", "20"]) == 0
+    """Labels lost between file and loss; NaN, which JSON has not, in a grid of one column; half a file."""
+    path, out = made_up(tmp_path), tmp_path / "new" / "real.json"
+    flags = "--context 40 --width 16 --pretrain-seeds 2 --finetune-seeds 1 --pretrain-steps 10 --rm-epochs 20"
+    assert real.main([str(path), "--json", str(out), *flags.split()]) == 0
     found = json.loads(out.read_text("utf-8"), parse_constant=pytest.fail)
-    assert found["accuracy"]["one reward model"][0] > 0.9 and found["settings"]["rm_epochs"] == 20
-    assert found["orders a pair like"]["another of its pretraining"] == []
-    said = capsys.readouterr().out
-    assert "200 usable pairs (skipped: none), 40 of them held out" in said
+    assert found["accuracy: single"] > 0.9 and found["settings"]["rm_epochs"] == 20
+    assert "orders a pair like another of its pretraining" not in found
+    assert "200 usable pairs (skipped: none), 40 of them held out" in capsys.readouterr().out
     assert list(out.parent.iterdir()) == [out]
