@@ -115,7 +115,8 @@ def edits(records):
         for y, row in enumerate(values):
             for x, value in enumerate(row):
                 colour = "white" if abs(value) > 0.8 * limit else "black"
-                axis.text(x, y, f"{round(value, 1) + 0:.1f}", ha="center", va="center", fontsize=8, color=colour)
+                text = f"{round(value, 1) + 0:.1f}"  # + 0: not "-0.0"
+                axis.text(x, y, text, ha="center", va="center", fontsize=8, color=colour)
     for x in range(F, M, F):
         axes[0].axvline(x - 0.5, color="black", linewidth=2)
     axes[0].set_yticks(range(len(names)), names)

@@ -10,10 +10,10 @@ A file has one JSON object a line, or an array of them, counted as lines. Each i
 import gzip
 import json
 import random
+import re
 from collections import Counter, defaultdict
 from os.path import commonprefix
 
-import regex  # comes with tiktoken, and splits a text as tiktoken does
 import tiktoken
 import torch
 
@@ -26,8 +26,8 @@ NO_PROMPT = "no prompt, and no known marker (such as Assistant:) of where the re
 ROLE = r"^[ #]{0,5}(?:~) ?:|^### ?(?:~)$|(?:<\|\w{1,16}\|>|<start_of_turn>)(?:~)\b(?:<\|\w+\|>)?|<\|(?:~)\|>"
 ASKER = ROLE.replace("~", "user|human|question|instruction|post|q") + r"|\buser:|\[INST\]|<</SYS>>"
 WRITER = ROLE.replace("~", "assistant|model|gpt|ai|answer|response|a") + r"|\bassistant:|\[/INST\]|tl;dr:"
-ASKER, WRITER, LINE = (regex.compile(role, regex.I | regex.M) for role in (ASKER, WRITER, r"(?<=\S)\s*\n"))
-PIECE = r" ?[\p{L}\p{M}\p{N}]{1,16}| ?[^\s\p{L}\p{M}\p{N}]{1,16}|\s{1,16}"  # never long: linear time
+ASKER, WRITER, LINE = (re.compile(role, re.I | re.M) for role in (ASKER, WRITER, r"(?<=\S)\s*\n"))
+PIECE = r" ?\w{1,16}| ?[^\s\w]{1,16}|\s{1,16}"  # never long: linear time
 
 
 def chosen_first(row):
@@ -42,7 +42,7 @@ def chosen_first(row):
     a, b = (float(row.get(f"score_{end}", "nan")) for end in (one, two))
     by_score = one if a > b else two if a < b else "tie" if a == b else "none"
     label = str(next((row[name] for name in LABELS if name in row), by_score)).strip().lower()
-    label = regex.sub(r"^(response|model)_|\.0$", "", label)
+    label = re.sub(r"^(response|model)_|\.0$", "", label)
     label = {"0": "a", "1": "b"}.get(label, label) if one == "a" else label
     if label not in (one, two):
         error = ValueError if label.startswith(("tie", "both", "neither", "draw", "none")) else LookupError
@@ -81,7 +81,7 @@ def read_row(line):
     turns = marker.split(prompt or shared)
     first = ASKER.split(turns[0])[-1]
     asked = [ASKER.split(turn)[-1] for turn in turns if ASKER.search(turn)]
-    asked = [first, *asked, prompt] if prompt else [regex.match(r"\s*[^?\n]*", first)[0], *asked]
+    asked = [first, *asked, prompt] if prompt else [re.match(r"\s*[^?\n]*", first)[0], *asked]
     questions = tuple(filter(None, (" ".join(text.split()).casefold() for text in asked)))
     if not questions:
         raise ValueError(NO_PROMPT)
@@ -114,7 +114,7 @@ def read_pairs(path):
 def own_encoding(texts, size):
     """Tokens for these texts: the 256 bytes, then the most frequent pieces and characters. A piece that is a
     token is found at once; in any other, bytes are merged. So any text can be encoded, in linear time."""
-    counts = Counter(piece.encode() for text in texts for piece in regex.findall(PIECE, text))
+    counts = Counter(piece.encode() for text in texts for piece in re.findall(PIECE, text))
     for character, times in Counter("".join(texts)).items():
         for end in range(2, len(character.encode()) + 1):  # two bytes, three, ...: so are they merged
             counts[character.encode()[:end]] += times

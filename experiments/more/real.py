@@ -4,7 +4,8 @@
     python experiments/more/real.py pairs.jsonl --pairs 500 --pretrain-seeds 2 --json real.json
 
 A grid of reward models, pretraining x finetuning seeds, learns from most pairs of a file (see pairs.py) and
-is compared on the others. No gold reward. In brackets: 2,000 pairs of harmless-base (hh-rlhf), as byte pairs.
+is compared on the others. No gold reward. In brackets: 2,000 pairs of harmless-base (hh-rlhf), with byte pairs
+for tokens, where there are now whole words.
 1. Accuracy: real preferences are hard for tiny models, and seeds matter little (0.56 of pairs, std 0.02).
 2. Agreement: two of them order many pairs differently, fewer if they share a pretraining (0.24, else 0.30).
 3. Best of n: so one's pick is worth less to another, the more so the larger n (n = 64: 2.8 std, and 1.4).
