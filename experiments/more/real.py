@@ -1,15 +1,14 @@
 """Reward models on real preferences: how much of their judgement is the data's, and how much the seed's?
 
-    python experiments/more/real.py pairs.jsonl.gz           # 2,000 pairs: six minutes on one slow core
+    python experiments/more/real.py pairs.jsonl.gz           # 2,000 of its pairs
     python experiments/more/real.py pairs.jsonl --pairs 500 --pretrain-seeds 2 --json real.json
 
 A grid of reward models, pretraining x finetuning seeds, learns from most pairs of a file (see pairs.py) and
-is compared on the others. No gold reward. In brackets: 2,000 pairs of harmless-base (hh-rlhf), with byte pairs
-for tokens, where there are now whole words.
-1. Accuracy: real preferences are hard for tiny models, and seeds matter little (0.56 of pairs, std 0.02).
-2. Agreement: two of them order many pairs differently, fewer if they share a pretraining (0.24, else 0.30).
-3. Best of n: so one's pick is worth less to another, the more so the larger n (n = 64: 2.8 std, and 1.4).
-4. Length: they exaggerate an easy cue (the file prefers the shorter response in 0.53 of pairs, they in 0.69).
+is compared on the others. There is no gold reward, but it can be asked:
+1. Accuracy: how often is a reward model right, and does its seed matter?
+2. Agreement: do two order a pair alike, more so if they share a pretraining, more so than by chance?
+3. Best of n: what is one's pick worth to itself, to another of its pretraining, and to one of another?
+4. Length: does the file prefer the longer response, and do they exaggerate that?
 """
 
 import argparse
