@@ -32,8 +32,8 @@ from ppo import PPOConfig, ppo
 from report import exit_status, gold_in_parts, parser_of
 
 EVERY = 4  # updates from line to line
-# Smaller batches than in the experiment and larger steps: the same ends, in a fraction of the time.
-QUICK = {"batch_size": 64, "minibatch_size": 32, "lr": 1e-3}
+# Larger steps than the experiment's, and fewer: the same story in half the time.
+QUICK = {"batch_size": 128, "minibatch_size": 64, "lr": 6e-4}
 HEAD = """\
                all texts    this text     liked by
 update   KL  proxy  gold  proxy  gold"""
@@ -110,8 +110,8 @@ def main():
     add("--post", help="a post in the world's words (default: that of the world's film)")
     default = ["single", "pretrain"]
     add("--reward", choices=KINDS, nargs="+", default=default, help="of PPO (default single, then pretrain)")
-    add("--kl-weight", type=float, default=0.005, help="weight of the KL penalty (default 0.005)")
-    add("--updates", type=int, default=32, help="updates of PPO (default 32)")
+    add("--kl-weight", type=float, default=0.01, help="weight of the KL penalty (default 0.01)")
+    add("--updates", type=int, default=24, help="updates of PPO (default 24)")
     add("--seed", type=int, default=0, help="of PPO (default 0)")
     add("--models", type=Path, default=SHIPPED, help="models-SEED-TASK.pt of a run")
     given = parser.parse_args()
