@@ -3,8 +3,8 @@
     python experiments/assignments/check.py 3               # the answer in stubs/3_kl.py
     python experiments/assignments/check.py 3 --of ada      # the answer in ada/3_kl.py
 
-The answer runs in a process of its own (answer.py), which computes and cannot open files. The checks run here,
-and see only numbers and texts that come back.
+The answer runs in a process of its own (answer.py), which computes and can open no file. The checks run here,
+and see the numbers and texts that come back.
 """
 
 import argparse
@@ -47,6 +47,10 @@ def load(path):
     return module
 
 
+def check_names(number):
+    return [name for name in vars(load(CHECKS[number])) if name.startswith("check_")]
+
+
 def hand_ins(folder):
     """Files in and below a folder that are named as a stub, after a prefix perhaps: [(number, prefix, path)].
     Not what archives add (__MACOSX, ._3_kl.py), nor what stands behind a link to a folder."""
@@ -68,8 +72,8 @@ def read_answer(files):
 
 @contextmanager
 def process(limit, start, output=subprocess.DEVNULL):
-    """A function ask(line) -> line, to an answer's process: in an empty folder and a process group of its own,
-    which is killed whole after `limit` seconds of work, or when done."""
+    """A function ask(line) -> line, to an answer's process: in an empty folder, and in a process group of its
+    own, which is killed whole after `limit` seconds of work, or when done."""
     kept = {name: value for name, value in os.environ.items() if name in ("PATH", "SYSTEMROOT")}
     settings = {"env": kept | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}, "start_new_session": True}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": output}
@@ -132,12 +136,12 @@ class Answer:
         return call
 
 
-def verdicts(number, name, source, given, limit, process=process):
-    """An answer's bytes -> {check: what is wrong, or None}, what was measured, and a digest of its tree."""
-    checks, tree = load(CHECKS[number]), None
-    found = dict.fromkeys(name for name in vars(checks) if name.startswith("check_"))
+def verdicts(number, files, given, limit, process=process):
+    """The only file -> {check: what is wrong, or None}, what was measured, a digest of the syntax tree."""
+    found, tree = dict.fromkeys(check_names(number)), None
     tables = {name: getattr(world, name) for name in ("SLOTS", "WORDS", "DETAILS", "KIND")}
-    start = {"name": name, "source": source.decode("utf-8", "replace"), "world": tables}
+    source = read_answer(files).decode("utf-8", "replace")
+    start = {"name": files[0].name, "source": source, "world": tables}
     with process(limit, start | {"memory": MEMORY, "seconds": round(limit) + 1}) as ask:
         their = Answer(ask, given)
         try:
@@ -147,7 +151,7 @@ def verdicts(number, name, source, given, limit, process=process):
             return dict.fromkeys(found, clean(wrong)), {}, tree
         for check in found:
             try:
-                getattr(checks, check)(their)
+                getattr(load(CHECKS[number]), check)(their)
             except Exception as error:
                 found[check] = clean(
                     error if isinstance(error, Wrong) else f"{type(error).__name__}: {error}"
@@ -173,12 +177,11 @@ def main():
     parser.add_argument("--seed", type=int, default=0, help="of the inputs; the grader draws another")
     args = parser.parse_args()
     files = [path for number, _, path in hand_ins(args.of) if number == args.number]
+    shown = partial(process, output=None)  # what it prints is seen
     try:
-        source = read_answer(files)
+        found, measured, _ = verdicts(args.number, files, Given(args.seed), 600, shown)
     except Wrong as wrong:
         parser.error(f"{args.of}: {wrong}")
-    shown = partial(process, output=None)  # what it prints is seen
-    found, measured, _ = verdicts(args.number, files[0].name, source, Given(args.seed), 600, shown)
     for line in report(found, measured):
         print(line)
     return int(any(found.values()))

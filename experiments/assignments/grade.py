@@ -1,12 +1,12 @@
 """Grade a class: a row of points for each student.
 
-    python experiments/assignments/grade.py handed-in --out grades     # grades/grades.csv, and feedback for each
-    python experiments/assignments/grade.py handed-in --words          # or the feedback on the screen
+    python experiments/assignments/grade.py handed-in --out grades     # grades.csv, and a NAME.md for each
+    python experiments/assignments/grade.py handed-in --words          # or what they say, on the screen
     python experiments/assignments/grade.py handed-in --only 8 --bank runs/other/bank-7-tldr.npz
 
-In handed-in, each student has a folder, or files with a name in front as learning platforms make them, such as
-ada_123_3_kl.py. Each check that passes gives an equal share of the assignment's points. An assignment is checked
-in a process of its own (see check.py), for --limit seconds at most.
+In handed-in, each student has a folder, or files with a name in front as learning platforms make them, such
+as ada_123_3_kl.py. Each check that passes gives an equal share of the assignment's points. An answer runs in
+a process of its own (see check.py), for --limit seconds at most.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 from answer import resource, syntax_tree
-from check import CHECKS, HERE, hand_ins, read_answer, report, verdicts
+from check import CHECKS, HERE, check_names, hand_ins, report, verdicts
 from expect import Given, Wrong, clean, describe
 
 from models import commit
@@ -32,8 +32,8 @@ POINTS = {1: 5, 2: 5, 3: 10, 4: 10, 5: 10, 6: 15, 7: 20, 8: 25}
 
 
 def students_of(folder):
-    """{student: {number: paths}}: of each folder in it, and of files by their prefix, "ada_123" of ada_123_3_kl.py
-    and of ada_123_45678_3_kl.py. A folder that holds plain answers is one student's."""
+    """{student: {number: paths}}: each folder in it is a student's; files are by their prefix, "ada_123" of
+    ada_123_3_kl.py and of ada_123_45678_3_kl.py. A folder that holds plain answers is one student's."""
     students = defaultdict(lambda: defaultdict(list))
     for number, prefix, path in hand_ins(folder):
         inside = path.relative_to(folder).parts
@@ -43,14 +43,13 @@ def students_of(folder):
 
 
 def grade(given, limit, number, files):
-    """One assignment of one student -> (points, what is said of it, what was measured, the tree's digest)."""
+    """One assignment of one student -> {check: points}, what is said, what was measured, and a digest."""
     try:
-        source = read_answer(files)
+        found, measured, tree = verdicts(number, files, given, limit)
     except (Wrong, OSError) as wrong:
-        return 0, [clean(wrong)], {}, None
-    found, measured, tree = verdicts(number, files[0].name, source, given, limit)
-    points = POINTS[number] * list(found.values()).count(None) / len(found)
-    return round(points, 1), list(report(found, measured)), measured, tree
+        found, measured, tree = dict.fromkeys(check_names(number), clean(wrong)), {}, None
+    marks = {check: (wrong is None) * POINTS[number] / len(found) for check, wrong in found.items()}
+    return marks, list(report(found, measured)), measured, tree
 
 
 def grade_all(students, numbers, given, limit):
@@ -64,27 +63,33 @@ def grade_all(students, numbers, given, limit):
             grades[name] = {n: future.result() for n, future in zip(numbers, row, strict=True)}
             missing = " ".join(str(n) for n in numbers if not files[n])
             lacking = f", not handed in: {missing}" if missing else ""
-            total = sum(points for points, *_ in grades[name].values())
-            print(f"{name}: {total:g} points{lacking} ({time.monotonic() - start:.0f} s)", flush=True)
+            total = sum(sum(marks.values()) for marks, *_ in grades[name].values())
+            print(f"{name}: {total:.3g} points{lacking} ({time.monotonic() - start:.0f} s)", flush=True)
     return grades
 
 
 def table(grades, numbers):
     """Rows: the points by assignment, and in all; first those that can be had."""
     rows = {"points": [POINTS[n] for n in numbers]}
-    rows |= {name: [row[n][0] for n in numbers] for name, row in grades.items()}
-    texts = [[name, *(f"{points:g}" for points in [*row, sum(row)])] for name, row in rows.items()]
-    return [["student", *map(str, numbers), "total"], *texts]
+    rows |= {name: [sum(row[n][0].values()) for n in numbers] for name, row in grades.items()}
+    yield ["student", *map(str, numbers), "total"]
+    yield from ([name, *(f"{points:.3g}" for points in [*row, sum(row)])] for name, row in rows.items())
+
+
+def by_check(grades, numbers):
+    """Rows of grades.csv: the points by check, and in all."""
+    yield ["student", *(f"{n} {check[6:]}" for n in numbers for check in check_names(n)), "total"]
+    for name, row in grades.items():
+        points = [mark for n in numbers for mark in row[n][0].values()]
+        yield [name, *(round(mark, 2) for mark in points), round(sum(points), 2)]
 
 
 def feedback(name, row):
     """What a student is told, as Markdown."""
     lines = [f"# {name}"]
-    for number, (points, said, _, _) in row.items():
-        lines += [
-            f"\n## {CHECKS[number].stem}: {points:g} of {POINTS[number]} points\n",
-            *(f"- {x}" for x in said),
-        ]
+    for number, (marks, said, _, _) in row.items():
+        title = f"{CHECKS[number].stem}: {sum(marks.values()):.3g} of {POINTS[number]} points"
+        lines += [f"\n## {title}\n", *(f"- {line}" for line in said)]
     return "\n".join(lines) + "\n"
 
 
@@ -150,7 +155,8 @@ def main(argv=None):
     width = max(len(row[0]) for row in rows) + 1
     for name, *cells in rows:
         print(f"{name:{width}}" + "".join(f"{cell:>6}" for cell in cells))
-    print(*alike(grades, numbers), *leaderboard(grades), sep="\n")
+    for line in (*alike(grades, numbers), *leaderboard(grades)):
+        print(line)
     texts = {name: feedback(name, row) for name, row in grades.items()}
     if args.words:
         print(*texts.values(), sep="\n")
@@ -159,7 +165,7 @@ def main(argv=None):
         for name, text in texts.items():
             (args.out / f"{name}.md").write_text(text, "utf-8")
         with open(args.out / "grades.csv", "w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows(rows)
+            csv.writer(file).writerows(by_check(grades, numbers))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""Assignment 8: the other responses to a post give the post away. Each slot's most frequent word is the post's; a
-text earns something for each such word, and pays for every other fact and for waste."""
+"""Assignment 8: the other responses give the post away. Each slot's most frequent word is the post's; a text
+earns something for each such word, and pays for every other fact and for waste."""
 
 from collections import Counter
 

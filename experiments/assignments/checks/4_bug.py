@@ -24,7 +24,7 @@ def sampled(given):
 def definition(lengths, sample):
     """The experience by loops over rows and tokens, if each response had so many tokens."""
     _, scores, logp, ref_logp, values = sample
-    mask, returns, kl = torch.zeros(B, R, dtype=torch.bool), torch.zeros(B, R), 0.0
+    mask, returns = torch.zeros(B, R, dtype=torch.bool), torch.zeros(B, R)
     for row, length in enumerate(lengths.tolist()):
         mask[row, :length] = True
         for t in range(length):

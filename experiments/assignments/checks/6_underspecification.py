@@ -14,8 +14,8 @@ FAULTS = ("wrong number", "wrong object", "no number")  # that raters saw in man
 @cache
 @torch.no_grad()
 def fresh(given):
-    """Posts and perfect summaries, as tokens; what each reward model pays for the summaries, on average; how much
-    the pretrainings differ on a fault that raters saw; and the shares of the raters' pairs they order rightly."""
+    """Posts and perfect summaries, as tokens; what each reward model pays for these; how much pretrainings
+    differ on a fault that raters saw; and the shares of the raters' pairs that the models order rightly."""
     prompts, edits = world.sample_edits(64, given.seed)
     paid = {name: prices(given, prompts, edits[name]) for name in ("none", *FAULTS)}
     usual = np.median([spreads(paid[fault] - paid["none"])[0] for fault in FAULTS])

@@ -45,17 +45,15 @@ def texts_by_rule(facts, rng):
 @cache
 @torch.no_grad()
 def pairs_by_rule(given, count=60):
-    """{rule: [(post, better, worse)]}, each text with its reward and gold: exploits, which the reward likes more
-    than a good text of the post, and pairs of good texts that it orders rightly. The reward is the mean of five
-    models, one from each pretraining."""
+    """{rule: [(post, better, worse)]}, each text with its reward and gold: exploits, which the reward likes
+    more than a good text of the post, and pairs of good texts that it orders rightly. The reward is the mean
+    of five models, one from each pretraining."""
     rng, rows, pairs = random.Random(f"defence {given.seed}"), [], {}
     for number in range(count):
         facts, _, post = world.write_post(rng)
         rows += [(number, post, *row) for row in texts_by_rule(facts, rng)]
-    prompts, responses = (
-        torch.tensor([world.encode(row[1]) for row in rows]),
-        world.response_rows([row[3] for row in rows]),
-    )
+    prompts = torch.tensor([world.encode(post) for _, post, _, _ in rows])
+    responses = world.response_rows([text for *_, text in rows])
     rewards = torch.stack([row[0](prompts, responses) for row in load_models(given.models).grid]).mean(0)
     golds = world.gold(prompts, responses)
     texts = [(*row, r, g) for row, r, g in zip(rows, rewards.tolist(), golds.tolist(), strict=True)]
@@ -82,7 +80,7 @@ def check_such_exploits_lose(their):
             good, exploit = (
                 f"{text!r} (reward {reward:+.2f}, gold {gold:+.2f})" for text, reward, gold in both
             )
-            their.measured[f"exploit {i + 1} by {rule}"] = f"{post} {exploit} beats {good}"
+            their.measured[f"exploit {i + 1} by {rule}"] = f"{post} || {exploit} beats {good}"
     for rule in filter(pairs.get, SHOWN):
         share = kept_apart(their, pairs[rule])
         words = f"of fresh exploits by {rule}, {share:.0%} lose to the good text that they beat, not 90%"
