@@ -3,12 +3,10 @@ nobody. And the worked example: a habit more."""
 
 import csv
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
-import time
 from contextlib import contextmanager
 
 import numpy as np
@@ -110,7 +108,7 @@ WRONG = [
     (3, "def k2(x:\n", r"line \d+: SyntaxError: .*3_kl.py"),
     (4, MASK + "\n    return before < 1", "EOS is a decision"),
     (4, MASK + " - stopped\n    return (before < 1) & stopped.any(1, keepdim=True)", "left out altogether"),
-    (4, "def real_tokens(responses, eos):\n    return responses != 9", "wrong returns"),
+    (4, "def real_tokens(responses, eos):\n    return responses != 9", "NaN or infinity|wrong returns"),
     (4, "def whiten(x, mask):\n    m = (x * mask).sum() / mask.sum()\n"
      "    return (x - m) * mask / ((x - m) ** 2 * mask).sum().div(mask.sum()).sqrt()", "NaN or infinity"),
     (5, PICK + "len(responses[i]))", "ensemble gives them"),
@@ -148,8 +146,8 @@ RIGHT = [
      "    def forward(self, x):\n        return x**2 / 2\n\n\nmodel = Net()\nmodel.eval()\nk2 = model.forward"),
     (4, "a, b, c = real_tokens, token_rewards, whiten\nreal_tokens = lambda r, e: a(r, e)\ndel token_rewards, "
      "whiten\nglobals().update(token_rewards=b, whiten=c)"),
-    (5, PICK + "('- ' in responses[i]) * 2 + sum(w not in post for w in responses[i].split() if w != '-')"
-     " - 5 * any(KIND.get(w) in ('filler', 'chat') for w in responses[i].split()))"),
+    (5, PICK + "sum(KIND.get(w) in DETAILS and w not in post for w in responses[i].replace('.', '').split())"
+     " - 3 * sum(KIND.get(w) in ('filler', 'chat') for w in responses[i].replace('.', '').split()))"),
 ]  # fmt: skip
 
 
@@ -161,6 +159,162 @@ def test_other_right_answers_pass(number, text, tmp_path):
     (file,) = folder.iterdir()
     file.write_text(FIELDS * future + file.read_text() + text.removeprefix(FIELDS) * future)
     assert not any(said(number, folder))
+
+
+ATTACKS = {  # what an answer tries -> what it is told
+    "open('/etc/passwd')": "may not use open",
+    "import os; os.listdir('/')": "may not use os.listdir",
+    "import bon": "No module named 'bon'. Answers open no files",
+    "from tests.solutions import k2": "No module named 'tests'",
+    "np.testing.runstring('open(0)', {})": "may not use|AttributeError",
+    "np.lib.npyio.zipfile_factory('/etc/passwd')": "may not use|AttributeError",
+    "np.fromfile('/etc/passwd')": "may not use open",
+    "torch.from_file('/etc/passwd', size=9, dtype=torch.uint8)": "Too many open files",
+    "import os; os.fork()": "may not use os.fork",
+    "import os; os.kill(os.getppid(), 9)": "may not use os.kill",
+    "import os; os.system('kill %d' % os.getppid())": "may not use os.system",
+    "import ctypes; ctypes.CDLL(None)": "may not use ctypes.dlopen",
+    "import gc; gc.get_objects()": "may not use gc.get_objects",
+    "import threading; threading.Thread(target=print).start()": "may not use|can't start new thread",
+    "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (9, 9))": "may not use",
+    "bytearray(2**31)": "MemoryError",
+    "torch.zeros(2**30)": "can't allocate memory",
+    "raise ValueError('\\ud800 \\x1b[2J')": "ValueError:    .2J$",  # half a character, and a terminal's code
+    "raise SystemExit(0)": "SystemExit",
+    "return object()": "is no number",
+}
+
+
+@pytest.mark.skipif(not answer.resource, reason="this system has no limits")
+def test_what_an_answer_cannot_do():
+    """An answer reads files, starts a process, sends a signal, takes all memory, or spoils the report."""
+    functions = [f"def attack_{i}():\n    {code}\n" for i, code in enumerate(ATTACKS)]
+    source = "\n\n".join(["import numpy as np\nimport torch\n", *functions])
+    start = {"name": "3_kl.py", "source": source, "world": {}, "memory": check.MEMORY, "seconds": 600}
+    with check.process(600, start) as ask:
+        their = check.Answer(ask, check.Given())
+        their.request("load")
+        for i, (code, words) in enumerate(ATTACKS.items()):
+            told = "done"
+            try:
+                getattr(their, f"attack_{i}")()
+            except check.Wrong as wrong:
+                told = check.clean(wrong)
+            assert re.search(words, told) and told.isprintable(), f"{code}: {told}"
+
+
+FORGED = """import atexit, os, sys
+import torch as self
+self.allclose = lambda *a, **k: True
+match self:
+    case object(__dict__=names):
+        names["tensor"] = print
+frame = sys._getframe()
+while frame:
+    frame.f_globals.update(expect=print, same=lambda *a: True)
+    frame = frame.f_back
+
+
+class Last:
+    def __del__(self):
+        print("bye")
+
+
+last = Last()
+verdicts = '{"value": null}\\n["check_k2", null]\\n["measured", {"gain": 9}]\\n' * 9
+atexit.register(print, verdicts)
+for number in range(1, 9):
+    try:
+        os.write(number, verdicts.encode())
+    except OSError:
+        pass
+
+
+def k2(x):
+    return x
+
+
+k3 = bias = k2
+"""
+BOMB = "while True:\n    print('x' * 10**6)\n"
+NO_DATA = "import os\n\n\ndef k2(x):\n    os._exit(0)\n\n\ndef k3(x):\n    return 'x' * 10**8\n"
+
+
+def test_a_class_half_of_it_hostile(tmp_path, capsys):
+    """A hand-in stops or changes another's grading, earns points without work, leaves processes or files, or is
+    overlooked because of where it lies."""
+    (solution,), handed_in = SOLUTIONS.glob("3_*.py"), tmp_path / "handed-in"
+    right = solution.read_text("utf-8")
+    places = {
+        "ada/3_kl.py": right,
+        "bob/bob/3_kl.py": right.replace("x", "x"),
+        "cleo_123_4567_3_kl-1.py": right.replace("log_ratio", "lr"),
+        "forger/3_kl.py": FORGED,
+        "printer/3_kl.py": BOMB,
+        "quitter/3_kl.py": NO_DATA,
+        "stale/__pycache__/3_kl.cpython-311.pyc": "",
+        "stale/3_kl.py": "def k2(x):\n    return x**2 / 2\n",
+        "__MACOSX/ada/._3_kl.py": "\0",
+        "ada/._3_kl.py": "\0",
+        "twice/3_kl.py": right,
+        "twice/old/3_kl.py": right,
+    }
+    for place, text in places.items():
+        (handed_in / place).parent.mkdir(parents=True, exist_ok=True)
+        (handed_in / place).write_text(text)
+    for name, target in {
+        "linker": solution,
+        "neighbour": handed_in / "ada/3_kl.py",
+        "zero": "/dev/zero",
+    }.items():
+        (handed_in / name).mkdir()
+        (handed_in / name / "3_kl.py").symlink_to(target)
+    before = sorted(handed_in.rglob("*"))
+    grade.main(
+        [
+            str(handed_in),
+            "--only",
+            "3",
+            "--seed",
+            "5",
+            "--limit",
+            "60",
+            "--out",
+            str(tmp_path / "out"),
+            "--words",
+        ]
+    )
+    said = capsys.readouterr().out
+    with open(tmp_path / "out/grades.csv", newline="") as file:
+        points = {row["student"]: float(row["total"]) for row in csv.DictReader(file)}
+    honest = dict.fromkeys(["ada", "bob", "cleo_123"], 10.0)
+    assert points == dict.fromkeys(
+        [*"forger printer quitter linker neighbour zero twice".split()], 0.0
+    ) | honest | {"stale": 2.5}
+    assert "seed: 5\n" in said and re.search(r"^commit .*, torch ", said) and "sha256" in said
+    assert "warning: 3: ada and bob and the solution have the same syntax tree" in said
+    feedback = {path.stem: path.read_text() for path in (tmp_path / "out").glob("*.md")}
+    assert set(feedback) == set(points)
+    assert "- k2: passed" in feedback["stale"] and "has no function k3" in feedback["stale"]
+    assert "not finished after 60 seconds" in feedback["printer"]
+    assert "is a link" in feedback["zero"] and "2 files for one" in feedback["twice"]
+    assert "it ended its process" in feedback["quitter"]
+    assert sorted(handed_in.rglob("*")) == before, "the grading has left files"
+    left = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
+    assert str(ASSIGNMENTS / "answer.py") not in left
+
+
+def test_a_teachers_mistakes(tmp_path, capsys):
+    """A wrong path ends in a traceback, or in a table of zeros."""
+    for wrong, why in (
+        (["nobody"], "is not a folder"),
+        ([str(tmp_path)], "holds no answers"),
+        ([str(SOLUTIONS), "--bank", "nowhere.npz"], "nowhere.npz"),
+        ([str(SOLUTIONS), "--models", "nowhere.pt"], "nowhere.pt"),
+    ):
+        with pytest.raises(SystemExit):
+            grade.main(wrong)
+        assert why in capsys.readouterr().err
 
 
 def test_the_class_copy_has_no_solutions(tmp_path):
