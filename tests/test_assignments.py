@@ -82,7 +82,7 @@ MASK = (
 PICK = "def pick(post, responses):\n    return max(range(64), key=lambda i: "
 EDIT = "def edit(post, summary):\n    return "
 PATCH = "def patched(reward, post, response):\n    return "
-PROXY = "def proxy(rewards, seeds, texts):\n    length = np.vectorize(lambda t: len(t.split()))(texts)\n    return "
+PROXY = "length = np.vectorize(lambda text: len(text.split()))\n\n\ndef proxy(r, seeds, texts):\n    return "
 WRONG = [
     (1, AGGREGATOR + "r.mean(-1)", "dim=0"),
     (1, AGGREGATOR + "r.max(0)", "take .values"),
@@ -102,7 +102,7 @@ WRONG = [
     (3, "def k2(x):\n    return x**2", "the half is missing"),
     (3, "def k3(x):\n    return torch.exp(x) - 1 - x", "the sign of x is flipped"),
     (3, "def bias(f, p, q):\n    return (p * f((p / q).log())).sum()", "subtract the true KL"),
-    (3, "def bias(f, p, q):\n    x = (p / q).log()\n    return sum(p[i] * (f(x)[i] - x[i]) for i in range(3))",
+    (3, "def bias(f, p, q):\n    x = (p / q).log()\n    return sum(p[i] * (f(x) - x)[i] for i in range(3))",
      "over 7 words|out of bounds"),
     (3, "def k2(x):\n    return x + undefined", "line \\d+: NameError"),
     (3, "def k2(x:\n", r"line \d+: SyntaxError: .*3_kl.py"),
@@ -122,10 +122,10 @@ WRONG = [
     (7, PATCH + "-len(response)", "keep their order"),
     (7, "num = WORDS = __import__('world').WORDS['num']\n" + PATCH + "reward - 5 * any("
      "w in num and w not in post for w in response.split())", "which you have not seen"),
-    (8, PROXY + "2 * rewards.mean(0)", "Read your picks"),
-    (8, PROXY + "rewards.min(0) - 0.01 * length", "Read your picks"),
-    (8, PROXY + "rewards.mean(0) - 0.9 * rewards.std(0) - 0.12 * length", "Read your picks|luck"),
-    (8, PROXY + "rewards.mean(1)", "must have shape"),
+    (8, PROXY + "2 * r.mean(0)", "Read your picks"),
+    (8, PROXY + "r.min(0) - 0.01 * length(texts)", "Read your picks"),
+    (8, PROXY + "r.mean(0) - 0.9 * r.std(0) - 0.12 * length(texts)", "Read your picks|luck"),
+    (8, PROXY + "r.mean(1)", "must have shape"),
 ]  # fmt: skip
 
 
@@ -136,16 +136,14 @@ def test_mistakes_are_named(number, text, words, tmp_path):
     assert re.search(words, "\n".join(filter(None, found)))
 
 
-FIELDS = (
-    "from __future__ import annotations\nimport copy, typing, fractions\nfrom dataclasses import dataclass\n"
-)
+FUTURE = "from __future__ import annotations\nimport copy, typing, fractions\nimport dataclasses\n\n"
 RIGHT = [
     (2, "def same_rankings(rewards):\n    return rewards + 100 + torch.arange(len(rewards))[:, None]"),
-    (3, FIELDS + "@dataclass\nclass Half:\n    of: typing.Any\n\n\ndef k2(x):\n    return Half(x**2).of / 2"),
+    (3, "@dataclasses.dataclass\nclass Half:\n    of: typing.Any\n\n\ndef k2(x): return Half(x).of**2 / 2"),
     (3, "class Net(torch.nn.Module):\n    def __init__(self):\n        super().__init__()\n\n"
-     "    def forward(self, x):\n        return x**2 / 2\n\n\nmodel = Net()\nmodel.eval()\nk2 = model.forward"),
-    (4, "a, b, c = real_tokens, token_rewards, whiten\nreal_tokens = lambda r, e: a(r, e)\ndel token_rewards, "
-     "whiten\nglobals().update(token_rewards=b, whiten=c)"),
+     "    def forward(self, x):\n        return x**2 / 2\n\n\nmodel = Net()\n"
+     "model.eval()\nk2 = model.forward"),
+    (4, ""),  # its helpers under other names
     (5, PICK + "sum(KIND.get(w) in DETAILS and w not in post for w in responses[i].replace('.', '').split())"
      " - 3 * sum(KIND.get(w) in ('filler', 'chat') for w in responses[i].replace('.', '').split()))"),
 ]  # fmt: skip
@@ -153,11 +151,13 @@ RIGHT = [
 
 @pytest.mark.parametrize("number, text", RIGHT)
 def test_other_right_answers_pass(number, text, tmp_path):
-    """An answer that is right in another way is refused."""
-    future = text.startswith(FIELDS)
-    folder = hand_in(tmp_path, number, "\n\n" + text * (not future), after_solution=True)
+    """An answer that is right in another way, or imports what is harmless, is refused."""
+    folder = hand_in(tmp_path, number, "\n\n" + text, after_solution=True)
     (file,) = folder.iterdir()
-    file.write_text(FIELDS * future + file.read_text() + text.removeprefix(FIELDS) * future)
+    source = file.read_text("utf-8")
+    for helper in ("real_tokens", "token_rewards", "whiten"):
+        source = source.replace(helper, "my_" + helper)
+    file.write_text(FUTURE + source, "utf-8")
     assert not any(said(number, folder))
 
 
@@ -203,6 +203,19 @@ def test_what_an_answer_cannot_do():
             assert re.search(words, told) and told.isprintable(), f"{code}: {told}"
 
 
+def test_an_answer_that_never_ends():
+    """A loop stops the grading of all."""
+    start = {
+        "name": "3_kl.py",
+        "source": "while True: pass",
+        "world": {},
+        "memory": check.MEMORY,
+        "seconds": 9,
+    }
+    with check.process(6, start) as ask, pytest.raises(check.Wrong, match="not finished after 6 seconds"):
+        check.Answer(ask, check.Given()).request("load")
+
+
 FORGED = """import atexit, os, sys
 import torch as self
 self.allclose = lambda *a, **k: True
@@ -236,14 +249,14 @@ def k2(x):
 
 k3 = bias = k2
 """
-BOMB = "while True:\n    print('x' * 10**6)\n"
+BOMB = "for _ in range(300):\n    print('x' * 10**6)\n\n\ndef k2(x):\n    raise SystemExit\n"
 NO_DATA = "import os\n\n\ndef k2(x):\n    os._exit(0)\n\n\ndef k3(x):\n    return 'x' * 10**8\n"
 
 
 def test_a_class_half_of_it_hostile(tmp_path, capsys):
-    """A hand-in stops or changes another's grading, earns points without work, leaves processes or files, or is
-    overlooked because of where it lies."""
-    (solution,), handed_in = SOLUTIONS.glob("3_*.py"), tmp_path / "handed-in"
+    """A hand-in stops or changes another's grading, earns points without work, leaves processes or files, or
+    is overlooked because of where it lies."""
+    solution, handed_in = SOLUTIONS / "3_kl.py", tmp_path / "handed-in"
     right = solution.read_text("utf-8")
     places = {
         "ada/3_kl.py": right,
@@ -296,7 +309,7 @@ def test_a_class_half_of_it_hostile(tmp_path, capsys):
     feedback = {path.stem: path.read_text() for path in (tmp_path / "out").glob("*.md")}
     assert set(feedback) == set(points)
     assert "- k2: passed" in feedback["stale"] and "has no function k3" in feedback["stale"]
-    assert "not finished after 60 seconds" in feedback["printer"]
+    assert "SystemExit" in feedback["printer"]
     assert "is a link" in feedback["zero"] and "2 files for one" in feedback["twice"]
     assert "it ended its process" in feedback["quitter"]
     assert sorted(handed_in.rglob("*")) == before, "the grading has left files"

@@ -26,11 +26,11 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE / "checks"), str(HERE.parent), str(HERE.parent.parent)]
 
-import torch  # noqa: E402
-
 import answer  # noqa: E402
-import world  # noqa: E402
+import torch  # noqa: E402
 from expect import Given, Wrong, clean, expect  # noqa: E402
+
+import world  # noqa: E402
 
 torch.set_num_threads(1)  # faster for tiny models
 CHECKS = {int(path.name[0]): path for path in sorted(HERE.glob("checks/[0-9]_*.py"))}

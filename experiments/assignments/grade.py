@@ -145,9 +145,7 @@ def main(argv=None):
     except (ValueError, OSError, KeyError) as error:
         parser.error(str(error))
     if not resource:
-        print(
-            "warning: this system sets no limits on memory and files: grade elsewhere, or read the answers first"
-        )
+        print("warning: this system limits no memory and no processes: read the answers first")
     if not students:
         parser.error(f"{args.folder} holds no answers, named as the stubs are")
     grades = grade_all(students, numbers, given, args.limit)

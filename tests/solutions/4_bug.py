@@ -1,4 +1,4 @@
-"""Assignment 7: argmax of a row without EOS is 0, so a response that ran out of room counted as its first
+"""Assignment 4: argmax of a row without EOS is 0, so a response that ran out of room counted as its first
 token alone.
 
 It paid KL for that token only, and long responses became free: hence the small KL, in the penalty and in

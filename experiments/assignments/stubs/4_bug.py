@@ -1,4 +1,4 @@
-"""7. A silent bug.
+"""4. A silent bug.
 
 A colleague has written the code below, which makes the experience that PPO learns from: what each token of a
 response earned. It runs without an error, and she is delighted. From a policy that knows nothing, with the
@@ -12,7 +12,9 @@ The same reward for a fraction of the KL! Too good to be true: what must it cost
 the start chooses among 99 words? One thing in the code is wrong. Find it, and repair it. (It is written
 differently from ppo.py in many places. All but one are equivalent.)
 
-Hint: do not only read. Make a few responses by hand, and print what each function makes of them.
+Read: "PPO" in experiments/README.md.
+Hint: do not only read the code. Make a few responses by hand, and print what each function makes
+of them. After a response's end its tensors may hold anything, NaN too.
 """
 
 import torch
