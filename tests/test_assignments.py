@@ -57,7 +57,7 @@ def hand_in(folder, number, text, after_solution=False):
 @pytest.mark.parametrize("number", NUMBERS)
 def test_stubs_fail_in_words_and_solutions_pass(number):
     """A stub that passes or stops in a traceback, a solution that fails, or only does with some inputs."""
-    for seed in (0, 1):
+    for seed in (0, 1) if number < 6 else (0,):  # the others have models to run
         assert not any(said(number, SOLUTIONS, seed))
     for words in said(number, ASSIGNMENTS / "stubs"):
         assert words and len(words) >= 20 and "Error" not in words

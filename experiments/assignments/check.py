@@ -35,7 +35,7 @@ import world  # noqa: E402
 torch.set_num_threads(1)  # faster for tiny models
 CHECKS = {int(path.name[0]): path for path in sorted(HERE.glob("checks/[0-9]_*.py"))}
 NAMED = re.compile(rf"(?:(.+)_)?({'|'.join(path.stem for path in CHECKS.values())})(?![A-Za-z]).*\.py")
-MEMORY, SOURCE, REPLY = 2 * 2**30, 200_000, 32 * 2**20  # at most: bytes of memory, of an answer, of a reply
+MEMORY, SOURCE, REPLY = 2 * 2**30, 200_000, 8 * 2**20  # at most: bytes of memory, of an answer, of a reply
 
 
 @cache

@@ -19,6 +19,7 @@ import sys
 import time
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -39,6 +40,9 @@ def students_of(folder):
         inside = path.relative_to(folder).parts
         owner = inside[0] if len(inside) > 1 else re.match(r".*?_\d+|.*", prefix)[0] or folder.name
         students[owner][number].append(path)
+    for place in folder.iterdir():  # who handed in nothing of use has a row too
+        if place.is_dir() and not place.name.startswith((".", "__")):
+            students[place.name]  # a defaultdict: that makes one
     return {clean(name): students[name] for name in sorted(students)}
 
 
@@ -56,11 +60,10 @@ def grade_all(students, numbers, given, limit):
     """{student: {number: grade}}, several answers at a time; prints a line when a student is done."""
     start, grades = time.monotonic(), {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        rows = [
-            [pool.submit(grade, given, limit, n, files[n]) for n in numbers] for files in students.values()
-        ]
-        for (name, files), row in zip(students.items(), rows, strict=True):
-            grades[name] = {n: future.result() for n, future in zip(numbers, row, strict=True)}
+        begin = partial(pool.submit, grade, given, limit)
+        rows = {name: {n: begin(n, files[n]) for n in numbers} for name, files in students.items()}
+        for name, files in students.items():
+            grades[name] = {n: future.result() for n, future in rows[name].items()}
             missing = " ".join(str(n) for n in numbers if not files[n])
             lacking = f", not handed in: {missing}" if missing else ""
             total = sum(sum(marks.values()) for marks, *_ in grades[name].values())
@@ -109,11 +112,9 @@ def alike(grades, numbers):
 
 def leaderboard(grades):
     """Assignment 8: gains over the best baseline, the largest first."""
-    found = [
-        (float(row[8][2]["gain"]), name, row[8][2]) for name, row in grades.items() if 8 in row and row[8][2]
-    ]
-    for gain, name, measured in sorted(found, key=lambda row: -row[0]):
-        yield f"8: gold {gain:+.3f} +- {measured['standard error']} over the best baseline: {name}"
+    found = [(row[8][2], name) for name, row in grades.items() if 8 in row and row[8][2]]
+    for measured, name in sorted(found, key=lambda pair: -float(pair[0]["gain"])):
+        yield f"8: gold {measured['gain']} +- {measured['standard error']} over the best baseline: {name}"
 
 
 def main(argv=None):
@@ -122,16 +123,10 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("folder", type=Path, help="of the hand-ins")
     parser.add_argument("--only", nargs="+", type=int, choices=CHECKS, default=list(CHECKS), metavar="N")
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="for grades.csv, and NAME.md for each student"
-    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="for grades.csv, and a NAME.md for each")
     parser.add_argument("--words", action="store_true", help="print what the NAME.md say")
-    parser.add_argument(
-        "--seed", type=int, default=secrets.randbelow(10**6), help="of the inputs (default: any)"
-    )
-    parser.add_argument(
-        "--bank", type=Path, default=Given.bank, help="for 1, 5 and 8 (default: the repository's)"
-    )
+    parser.add_argument("--seed", type=int, default=secrets.randbelow(10**6), help="of inputs; default: any")
+    parser.add_argument("--bank", type=Path, default=Given.bank, help="for 1, 5, 8 (default: as shipped)")
     parser.add_argument("--models", type=Path, default=Given.models, help="for 6 and 7 (likewise)")
     parser.add_argument("--limit", type=float, default=60, help="seconds for an assignment (%(default)s)")
     args = parser.parse_args(argv)

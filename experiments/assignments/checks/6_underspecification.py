@@ -19,7 +19,7 @@ def fresh(given):
     prompts, edits = world.sample_edits(64, given.seed)
     paid = {name: prices(given, prompts, edits[name]) for name in ("none", *FAULTS)}
     usual = np.median([spreads(paid[fault] - paid["none"])[0] for fault in FAULTS])
-    posts, chosen, rejected = world.sample_preferences(150, given.seed)
+    posts, chosen, rejected = world.sample_preferences(100, given.seed)
     rms = [rm for row in load_models(given.models).grid for rm in row]
     right = [(rm(posts, chosen) > rm(posts, rejected)).float().mean() for rm in rms]
     return prompts, edits["none"], paid["none"], usual, f"{min(right):.2f} to {max(right):.2f}"

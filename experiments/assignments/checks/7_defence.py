@@ -44,7 +44,7 @@ def texts_by_rule(facts, rng):
 
 @cache
 @torch.no_grad()
-def pairs_by_rule(given, count=60):
+def pairs_by_rule(given, count=48):
     """{rule: [(post, better, worse)]}, each text with its reward and gold: exploits, which the reward likes
     more than a good text of the post, and pairs of good texts that it orders rightly. The reward is the mean
     of five models, one from each pretraining."""
