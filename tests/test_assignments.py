@@ -1,97 +1,131 @@
-"""Assignments: stubs fail in words, solutions pass, mistakes are named, and cheating earns nothing. And the
-worked example: a habit more."""
+"""Assignments: stubs fail in words, solutions pass, mistakes are named, and cheating earns nothing and harms
+nobody. And the worked example: a habit more."""
 
+import csv
 import json
 import re
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 
 import figures
+import world
 from conftest import ROOT, TINY
 
 ASSIGNMENTS, SOLUTIONS = ROOT / "experiments/assignments", ROOT / "tests/solutions"
 sys.path.append(str(ASSIGNMENTS))
 
+import answer  # noqa: E402
 import check  # noqa: E402
 import grade  # noqa: E402
 
 NUMBERS = sorted(grade.POINTS)
 
 
-def said(number, folder):
+@contextmanager
+def here(limit, start):
+    """As check.process, but in this process: faster, and only for answers that we wrote."""
+    session = answer.Session(start)
+
+    def ask(line):
+        try:
+            return session.reply(line)
+        finally:
+            sys.modules["world"] = world
+
+    yield ask
+
+
+def said(number, folder, seed=0):
     """What each check says of the answer in a folder; None where it passes."""
-    return [wrong for _, wrong in check.verdicts(number, folder)]
+    files = [path for n, _, path in check.hand_ins(folder) if n == number]
+    return list(check.verdicts(number, files, check.Given(seed), 60, here)[0].values())
 
 
 def hand_in(folder, number, text, after_solution=False):
-    """A student's folder with one file: this text, or the solution with some functions written anew."""
-    folder.mkdir(exist_ok=True)
-    solution = check.answer_file(number, SOLUTIONS)
+    """A student's folder with one more file: this text, or the solution with some functions written anew."""
+    folder.mkdir(exist_ok=True, parents=True)
+    (solution,) = SOLUTIONS.glob(f"{number}_*.py")
     (folder / solution.name).write_text(solution.read_text("utf-8") * after_solution + text)
     return folder
 
 
 @pytest.mark.parametrize("number", NUMBERS)
 def test_stubs_fail_in_words_and_solutions_pass(number):
-    """A stub that passes or stops in a traceback, or a solution that fails."""
-    assert said(number, SOLUTIONS) == [None] * len(said(number, SOLUTIONS))
+    """A stub that passes or stops in a traceback, a solution that fails, or only does with some inputs."""
+    for seed in (0, 1) if number < 6 else (0,):  # the others have models to run
+        assert not any(said(number, SOLUTIONS, seed))
     for words in said(number, ASSIGNMENTS / "stubs"):
         assert words and len(words) >= 20 and "Error" not in words
+    (stub,) = (ASSIGNMENTS / "stubs").glob(f"{number}_*.py")
+    assert "\nRead: " in stub.read_text("utf-8")
 
 
 def test_the_readmes_table():
     """An assignment without a row, or with other points than the grader gives."""
-    rows = re.findall(
-        r"^\| (\d) \| `(\w+\.py)` .* (\d+) \|$", (ASSIGNMENTS / "README.md").read_text("utf-8"), re.M
-    )
+    page = (ASSIGNMENTS / "README.md").read_text("utf-8")
+    rows = re.findall(r"^\| (\d) \| `(\w+\.py)` .* (\d+) \|$", page, re.M)
     assert {int(number): int(points) for number, _, points in rows} == grade.POINTS
     assert [name for _, name, _ in rows] == [path.name for path in sorted(ASSIGNMENTS.glob("stubs/*.py"))]
 
 
+AGGREGATOR = "def aggregator(r):\n    return "
 LOSS = "def ranking_loss(rewards, eta):\n    best = -rewards.log_softmax(1)[:, 0]\n    "
-SECOND = "second = rewards[:, 1:].logsumexp(1) - rewards[:, 1]\n    "
-RANK = "def expected_kth_of_n(proxy, values, n, k):\n    "
-WEIGHTS = "w = [comb(i, n - k) * comb(len(proxy[0]) - 1 - i, k - 1) for i in range(len(proxy[0]))]\n    "
+SECOND = "second = rewards[:, 1:].logsumexp(1) - rewards[:, 1]\n    return "
 MASK = (
     "def real_tokens(responses, eos):\n    stopped = (responses == eos).int()\n    before = stopped.cumsum(1)"
 )
 PICK = "def pick(post, responses):\n    return max(range(64), key=lambda i: "
-CONTROL = "def control(careless, careful):\n    return "
+EDIT = "def edit(post, summary):\n    return "
+PATCH = "def patched(reward, post, response):\n    return "
+PROXY = "length = np.vectorize(lambda text: len(text.split()))\n\n\ndef proxy(r, seeds, texts):\n    return "
 WRONG = [
-    (1, LOSS + "return (best + eta * rewards.sum(1) ** 2).mean()", "second best is missing"),
-    (1, LOSS + SECOND + "return (best + second + eta * (rewards**2).sum(1)).mean()", "square their sum"),
-    (1, LOSS + SECOND + "return best + second + eta * rewards.sum(1) ** 2", "one for each"),
-    (1, LOSS + SECOND + "return (best + second + eta * rewards.sum(1) ** 2).mean().item()", "its gradient"),
-    (1, "def same_rankings(rewards):\n    return rewards + 5", "divides an ensemble"),
-    (1, "def same_rankings(rewards):\n    return 2 * rewards", "on what does it depend"),
-    (2, "def aggregator(r):\n    return r.mean(-1)", "dim=0"),
-    (2, "def aggregator(r):\n    return r.max(0)", "take .values"),
-    (2, "def aggregator(r):\n    return r.mean(0) + r[0]", "in another order"),
-    (2, "def aggregator(r):\n    return -r.std(0, correction=0)", "must not decide alone"),
-    (3, RANK + WEIGHTS + "return values @ np.array(w) / comb(len(proxy[0]), n)", "not sorted by the proxy"),
-    (3, RANK + "k = n + 1 - k\n    " + WEIGHTS + "w = np.array(w) / sum(w)\n    "
-        "return np.take_along_axis(values, proxy.argsort(1), 1) @ w", "k counts from the worst"),
-    (3, RANK + "return np.sort(values, 1)[:, -k]", "the plain mean"),
-    (4, "def k2(x):\n    return x**2", "the half is missing"),
-    (4, "def k3(x):\n    return torch.exp(x) - 1 - x", "the sign of x is flipped"),
-    (4, "def bias(f, p, q):\n    return (p * f((p / q).log())).sum()", "subtract the true KL"),
+    (1, AGGREGATOR + "r.mean(-1)", "dim=0"),
+    (1, AGGREGATOR + "r.max(0)", "take .values"),
+    (1, AGGREGATOR + "r.mean(0) + r[0]", "in another order"),
+    (1, AGGREGATOR + "r.mean(0) + (r - r.roll(1, 0)).abs().mean(0)", "in another order"),
+    (1, AGGREGATOR + "-r.std(0, correction=0)", "must not decide alone"),
+    (1, AGGREGATOR + "2 * r.mean(0)", "picks are those of `mean`"),
+    (1, AGGREGATOR + "r.mean(0) - 1.53 * r.std(0, correction=0)", "up to a coefficient"),
+    (1, AGGREGATOR + "r.amax(0) + r.amin(0)", "picks are those of `midrange`"),
+    (2, LOSS + "return (best + eta * rewards.sum(1) ** 2).mean()", "second best is missing"),
+    (2, LOSS + SECOND + "(best + second + eta * (rewards**2).sum(1)).mean()", "square their sum"),
+    (2, LOSS + SECOND + "best + second + eta * rewards.sum(1) ** 2", "one for each"),
+    (2, LOSS + SECOND + "(best + second + eta * rewards.sum(1) ** 2).mean().item()", "its gradient"),
+    (2, LOSS + SECOND + "(best + second + eta * rewards.sum(1) ** 2).sum() / 4", "not the mean|must be"),
+    (2, "def same_rankings(rewards):\n    return rewards + 5", "divides an ensemble"),
+    (2, "def same_rankings(rewards):\n    return 2 * rewards", "on what does it depend"),
+    (3, "def k2(x):\n    return x**2", "the half is missing"),
+    (3, "def k3(x):\n    return torch.exp(x) - 1 - x", "the sign of x is flipped"),
+    (3, "def bias(f, p, q):\n    return (p * f((p / q).log())).sum()", "subtract the true KL"),
+    (3, "def bias(f, p, q):\n    x = (p / q).log()\n    return sum(p[i] * (f(x) - x)[i] for i in range(3))",
+     "over 7 words|out of bounds"),
+    (3, "def k2(x):\n    return x + undefined", "line \\d+: NameError"),
+    (3, "def k2(x:\n", r"line \d+: SyntaxError: .*3_kl.py"),
+    (4, MASK + "\n    return before < 1", "EOS is a decision"),
+    (4, MASK + " - stopped\n    return (before < 1) & stopped.any(1, keepdim=True)", "left out altogether"),
+    (4, "def real_tokens(responses, eos):\n    return responses != 9", "NaN or infinity|wrong returns"),
+    (4, "def whiten(x, mask):\n    m = (x * mask).sum() / mask.sum()\n"
+     "    return (x - m) * mask / ((x - m) ** 2 * mask).sum().div(mask.sum()).sqrt()", "NaN or infinity"),
     (5, PICK + "len(responses[i]))", "ensemble gives them"),
     (5, PICK + "-len(set(responses[i].split()) - set(post.split())))", "no hack"),
     (5, "def pick(post, responses):\n    return responses[0]", "must return an index"),
-    (6, CONTROL + "replace(careless, states=careful.states), careful", "Keep the mean"),
-    (6, CONTROL + "careless, careful", "nothing is taken out"),
-    (6, "def gap(s, careful):\n    return s[~careful].mean() - s[careful].mean()", "careless minus careful"),
-    (7, MASK + "\n    return before < 1", "EOS is a decision"),
-    (7, MASK + " - stopped\n    return (before < 1) & stopped.any(1, keepdim=True)", "left out altogether"),
-    (8, "def proxy(rewards, seeds, texts):\n    return 2 * rewards.mean(0)", "picks what `mean`"),
-    (8, "def proxy(rewards, seeds, texts):\n    return rewards[0]", "Read your picks"),
-    (8, "def proxy(rewards, seeds, texts):\n    return rewards.mean(1)", "must have shape"),
-    (4, "def k2(x):\n    return x + undefined", "line \\d+: NameError"),
-    (4, "def k2(x:\n", r"line \d+: SyntaxError: .*4_kl.py"),
+    (6, EDIT + "summary", "twice as much"),
+    (6, EDIT + "summary.replace(' in', '')", "state each fact"),
+    (6, EDIT + "summary + ' hello'", "not a word"),
+    (6, EDIT + "summary[:-1] + '!'", "the models of one pretraining"),
+    (7, PATCH + "reward - 5 * response.startswith('-')", "keep their order"),
+    (7, PATCH + "-len(response)", "keep their order"),
+    (7, "num = WORDS = __import__('world').WORDS['num']\n" + PATCH + "reward - 5 * any("
+     "w in num and w not in post for w in response.split())", "which you have not seen"),
+    (8, PROXY + "2 * r.mean(0)", "Read your picks"),
+    (8, PROXY + "r.min(0) - 0.01 * length(texts)", "Read your picks"),
+    (8, PROXY + "r.mean(0) - 0.9 * r.std(0) - 0.12 * length(texts)", "Read your picks|luck"),
+    (8, PROXY + "r.mean(1)", "must have shape"),
 ]  # fmt: skip
 
 
@@ -102,59 +136,195 @@ def test_mistakes_are_named(number, text, words, tmp_path):
     assert re.search(words, "\n".join(filter(None, found)))
 
 
-AGGREGATOR = "def aggregator(rewards):\n    return "
-CHEATS = [
-    (3, "from tests.solutions import x", "imports tests.solutions.x"),
-    (3, "from bon import expected_best_of_n as expected_kth_of_n", "imports bon.expected_best_of_n"),
-    (1, "import rm", "imports rm"),
-    (7, "from ppo import *", "imports ppo"),
-    (3, "import importlib", "imports importlib"),
-    (3, "from torch import os", "uses os"),
-    (3, "import numpy as np\nnp.lib.npyio.os.abort()", "uses os"),
-    (8, "import numpy as np\ngold = np.load('experiments/results/bank-tldr.npz')['gold']", "uses load"),
-    (5, "from world import gold", "imports world.gold"),
-    (5, "import world", "imports world"),
-    (3, "solution = open('tests/solutions/3_rank.py').read()", "uses open"),
-    (3, "x = ().__class__", "uses __class__"),
-    (3, "import numpy as np\nnp.allclose = lambda *a, **k: True", "sets np.allclose"),
-    (3, "def check_the_ends(their):\n    pass", "has no function expected_kth_of_n"),
-    (3, "raise SystemExit(0)", "SystemExit"),
-    (2, AGGREGATOR + "2 * rewards.mean(0)", "picks are those of `mean`"),
-    (2, AGGREGATOR + "rewards.sum(0) + 1", "picks are those of `mean`"),
-    (2, AGGREGATOR + "rewards.amax(0) + rewards.amin(0)", "picks are those of `midrange`"),
-    (8, "def proxy(rewards, seeds, texts):\n    return rewards.min(0)", "picks what `min`"),
-    (8, "import numpy as np\nnp.savetxt('/dev/stdout', ['[]'], fmt='%s')", "uses savetxt"),
-]
+FUTURE = "from __future__ import annotations\nimport copy, typing, fractions\nimport dataclasses\n\n"
+RIGHT = [
+    (2, "def same_rankings(rewards):\n    return rewards + 100 + torch.arange(len(rewards))[:, None]"),
+    (3, "@dataclasses.dataclass\nclass Half:\n    of: typing.Any\n\n\ndef k2(x): return Half(x).of**2 / 2"),
+    (3, "class Net(torch.nn.Module):\n    def __init__(self):\n        super().__init__()\n\n"
+     "    def forward(self, x):\n        return x**2 / 2\n\n\nmodel = Net()\n"
+     "model.eval()\nk2 = model.forward"),
+    (4, ""),  # its helpers under other names
+    (5, PICK + "sum(KIND.get(w) in DETAILS and w not in post for w in responses[i].replace('.', '').split())"
+     " - 3 * sum(KIND.get(w) in ('filler', 'chat') for w in responses[i].replace('.', '').split()))"),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("number, text, words", CHEATS)
-def test_cheats_earn_nothing(number, text, words, tmp_path):
-    """A folder with no work of its own gets points."""
-    assert all(wrong and words in wrong for wrong in said(number, hand_in(tmp_path, number, text)))
+@pytest.mark.parametrize("number, text", RIGHT)
+def test_other_right_answers_pass(number, text, tmp_path):
+    """An answer that is right in another way, or imports what is harmless, is refused."""
+    folder = hand_in(tmp_path, number, "\n\n" + text, after_solution=True)
+    (file,) = folder.iterdir()
+    source = file.read_text("utf-8")
+    for helper in ("real_tokens", "token_rewards", "whiten"):
+        source = source.replace(helper, "my_" + helper)
+    file.write_text(FUTURE + source, "utf-8")
+    assert not any(said(number, folder))
 
 
-def test_a_teachers_command(tmp_path, capsys, monkeypatch):
-    """A loop takes the points of the checks before it, or stops the grading of all; a missing file is an
-    error, or is repeated for every check; a student prints verdicts."""
-    loop = "while n == 6 and k == n: pass\n    return right(proxy, values, n, k)"
-    hand_in(tmp_path / "loop", 3, "\nright = expected_kth_of_n\n" + RANK + loop, True)
-    hand_in(tmp_path / "liar", 3, "print('[\"check_the_ends\", null]')\n" + RANK + "return 0")
-    folders = [str(folder) for folder in (SOLUTIONS, tmp_path / "loop", tmp_path / "liar")]
-    grade.main([*folders, "--only", "3", "--limit", "10", "--words"])
-    out = capsys.readouterr().out
-    assert re.search(r"^bank: .*bank-tldr.npz \(25 reward models, .*sha256", out)
-    rows = "solutions +10 +10", "loop +3.3 +3.3", "liar +0 +0", "loop 3: not finished after 10 seconds"
-    assert not [row for row in rows if not re.search(f"^{row}$", out, re.M)], out
-    (tmp_path / "empty").mkdir()
-    grade.main([str(tmp_path / "empty"), "--words"])
-    out = capsys.readouterr().out
-    assert (
-        "empty: 0 points, not handed in: 1 2 3 4 5 6 7 8" in out and out.count("empty 1: not handed in") == 1
+ATTACKS = {  # what an answer tries -> what it is told
+    "open('/etc/passwd')": "may not use open",
+    "import os; os.listdir('/')": "may not use os.listdir",
+    "import bon": "No module named 'bon'. Answers open no files",
+    "from tests.solutions import k2": "No module named 'tests'",
+    "np.testing.runstring('open(0)', {})": "may not use|AttributeError",
+    "np.lib.npyio.zipfile_factory('/etc/passwd')": "may not use|AttributeError",
+    "np.fromfile('/etc/passwd')": "may not use open",
+    "torch.from_file('/etc/passwd', size=9, dtype=torch.uint8)": "Too many open files",
+    "import os; os.fork()": "may not use os.fork",
+    "import os; os.kill(os.getppid(), 9)": "may not use os.kill",
+    "import os; os.system('kill %d' % os.getppid())": "may not use os.system",
+    "import ctypes; ctypes.CDLL(None)": "may not use ctypes.dlopen",
+    "import gc; gc.get_objects()": "may not use gc.get_objects",
+    "import threading; threading.Thread(target=print).start()": "may not use|can't start new thread",
+    "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (9, 9))": "may not use",
+    "bytearray(2**31)": "MemoryError",
+    "torch.zeros(2**30)": "can't allocate memory",
+    "raise ValueError('\\ud800 \\x1b[2J')": "ValueError:    .2J$",  # half a character, and a terminal's code
+    "raise SystemExit(0)": "SystemExit",
+    "return object()": "is no number",
+}
+
+
+@pytest.mark.skipif(not answer.resource, reason="this system has no limits")
+def test_what_an_answer_cannot_do():
+    """An answer reads files, starts a process, sends a signal, takes all memory, or spoils the report."""
+    functions = [f"def attack_{i}():\n    {code}\n" for i, code in enumerate(ATTACKS)]
+    source = "\n\n".join(["import numpy as np\nimport torch\n", *functions])
+    start = {"name": "3_kl.py", "source": source, "world": {}, "memory": check.MEMORY, "seconds": 600}
+    with check.process(600, start) as ask:
+        their = check.Answer(ask, check.Given())
+        their.request("load")
+        for i, (code, words) in enumerate(ATTACKS.items()):
+            told = "done"
+            try:
+                getattr(their, f"attack_{i}")()
+            except check.Wrong as wrong:
+                told = check.clean(wrong)
+            assert re.search(words, told) and told.isprintable(), f"{code}: {told}"
+
+
+def test_an_answer_that_never_ends():
+    """A loop stops the grading of all."""
+    start = {
+        "name": "3_kl.py",
+        "source": "while True: pass",
+        "world": {},
+        "memory": check.MEMORY,
+        "seconds": 9,
+    }
+    with check.process(6, start) as ask, pytest.raises(check.Wrong, match="not finished after 6 seconds"):
+        check.Answer(ask, check.Given()).request("load")
+
+
+FORGED = """import atexit, os, sys
+import torch as self
+self.allclose = lambda *a, **k: True
+match self:
+    case object(__dict__=names):
+        names["tensor"] = print
+frame = sys._getframe()
+while frame:
+    frame.f_globals.update(expect=print, same=lambda *a: True)
+    frame = frame.f_back
+
+
+class Last:
+    def __del__(self):
+        print("bye")
+
+
+last = Last()
+verdicts = '{"value": null}\\n["check_k2", null]\\n["measured", {"gain": 9}]\\n' * 9
+atexit.register(print, verdicts)
+for number in range(1, 9):
+    try:
+        os.write(number, verdicts.encode())
+    except OSError:
+        pass
+
+
+def k2(x):
+    return x
+
+
+k3 = bias = k2
+"""
+BOMB = "for _ in range(300):\n    print('x' * 10**6)\n\n\ndef k2(x):\n    raise SystemExit\n"
+NO_DATA = "import os\n\n\ndef k2(x):\n    os._exit(0)\n\n\ndef k3(x):\n    return 'x' * 10**8\n"
+
+
+def test_a_class_half_of_it_hostile(tmp_path, capsys):
+    """A hand-in stops or changes another's grading, earns points without work, leaves processes or files, or
+    is overlooked because of where it lies."""
+    solution, handed_in = SOLUTIONS / "3_kl.py", tmp_path / "handed-in"
+    right = solution.read_text("utf-8")
+    places = {
+        "ada/3_kl.py": right,
+        "bob/bob/3_kl.py": right.replace("x", "x"),
+        "cleo_123_4567_3_kl-1.py": right.replace("log_ratio", "lr"),
+        "forger/3_kl.py": FORGED,
+        "printer/3_kl.py": BOMB,
+        "quitter/3_kl.py": NO_DATA,
+        "stale/__pycache__/3_kl.cpython-311.pyc": "",
+        "stale/3_kl.py": "def k2(x):\n    return x**2 / 2\n",
+        "__MACOSX/ada/._3_kl.py": "\0",
+        "ada/._3_kl.py": "\0",
+        "twice/3_kl.py": right,
+        "twice/old/3_kl.py": right,
+    }
+    for place, text in places.items():
+        (handed_in / place).parent.mkdir(parents=True, exist_ok=True)
+        (handed_in / place).write_text(text)
+    for name, target in {
+        "linker": solution,
+        "neighbour": handed_in / "ada/3_kl.py",
+        "zero": "/dev/zero",
+    }.items():
+        (handed_in / name).mkdir()
+        (handed_in / name / "3_kl.py").symlink_to(target)
+    before = sorted(handed_in.rglob("*"))
+    grade.main(
+        [
+            str(handed_in),
+            "--only",
+            "3",
+            "--seed",
+            "5",
+            "--limit",
+            "60",
+            "--out",
+            str(tmp_path / "out"),
+            "--words",
+        ]
     )
-    monkeypatch.setenv("BANK", "")  # so that it is as before after the test
-    no_bank = [str(SOLUTIONS), "--bank", "nowhere.npz"], "there is no bank"
-    not_folders = (["nobody"], "is not a folder"), ([str(tmp_path)], "holds students' folders")
-    for wrong, why in (*not_folders, no_bank):
+    said = capsys.readouterr().out
+    with open(tmp_path / "out/grades.csv", newline="") as file:
+        points = {row["student"]: float(row["total"]) for row in csv.DictReader(file)}
+    honest = dict.fromkeys(["ada", "bob", "cleo_123"], 10.0)
+    assert points == dict.fromkeys(
+        [*"forger printer quitter linker neighbour zero twice".split()], 0.0
+    ) | honest | {"stale": 2.5}
+    assert "seed: 5\n" in said and re.search(r"^commit .*, torch ", said) and "sha256" in said
+    assert "warning: 3: ada and bob and the solution have the same syntax tree" in said
+    feedback = {path.stem: path.read_text() for path in (tmp_path / "out").glob("*.md")}
+    assert set(feedback) == set(points)
+    assert "- k2: passed" in feedback["stale"] and "has no function k3" in feedback["stale"]
+    assert "SystemExit" in feedback["printer"]
+    assert "is a link" in feedback["zero"] and "2 files for one" in feedback["twice"]
+    assert "it ended its process" in feedback["quitter"]
+    assert sorted(handed_in.rglob("*")) == before, "the grading has left files"
+    left = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
+    assert str(ASSIGNMENTS / "answer.py") not in left
+
+
+def test_a_teachers_mistakes(tmp_path, capsys):
+    """A wrong path ends in a traceback, or in a table of zeros."""
+    for wrong, why in (
+        (["nobody"], "is not a folder"),
+        ([str(tmp_path)], "holds no answers"),
+        ([str(SOLUTIONS), "--bank", "nowhere.npz"], "nowhere.npz"),
+        ([str(SOLUTIONS), "--models", "nowhere.pt"], "nowhere.pt"),
+    ):
         with pytest.raises(SystemExit):
             grade.main(wrong)
         assert why in capsys.readouterr().err

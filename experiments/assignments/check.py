@@ -1,122 +1,171 @@
 """Check an assignment, in words.
 
-    python experiments/assignments/check.py 3               # the answer in stubs/3_rank.py
-    python experiments/assignments/check.py 3 --of ada      # the answer in ada/3_rank.py
+    python experiments/assignments/check.py 3               # the answer in stubs/3_kl.py
+    python experiments/assignments/check.py 3 --of ada      # the answer in ada/3_kl.py
 
-An answer is read before it is run, and refused if it imports more than a few modules, touches files or sets
-attributes of anything but self. The message says what is allowed.
+The answer runs in a process of its own (answer.py), which computes and can open no file. The checks run here,
+and see the numbers and texts that come back.
 """
 
 import argparse
-import ast
-import contextlib
 import importlib.util
 import json
+import os
+import re
+import signal
+import stat
+import subprocess
 import sys
-import traceback
+import tempfile
+import threading
+import time
+from contextlib import contextmanager, suppress
+from functools import cache, partial
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE / "checks"), str(HERE.parent), str(HERE.parent.parent)]
+sys.path[:0] = [str(HERE), str(HERE / "checks"), str(HERE.parent), str(HERE.parent.parent)]
 
-from expect import MEASURED, Wrong, expect  # noqa: E402
+import answer  # noqa: E402
+import torch  # noqa: E402
+from expect import Given, Wrong, clean, expect  # noqa: E402
 
+import world  # noqa: E402
+
+torch.set_num_threads(1)  # faster for tiny models
 CHECKS = {int(path.name[0]): path for path in sorted(HERE.glob("checks/[0-9]_*.py"))}
-MODULES = set("math itertools functools collections dataclasses statistics random re numpy torch".split())
-WORLD = set("SLOTS WORDS DETAILS KIND".split())  # what may be imported from world
-FORBIDDEN = set(  # ways to files and to other code
-    "__import__ eval exec open breakpoint globals locals vars getattr setattr delattr os _os sys "
-    "_sys importlib subprocess builtins inspect ctypes ctypeslib load loadtxt genfromtxt fromfile "
-    "fromregex memmap open_memmap from_file DataSource save savez savetxt tofile dump "
-    "f_back f_globals f_locals gi_frame tb_frame".split()
-)
+NAMED = re.compile(rf"(?:(.+)_)?({'|'.join(path.stem for path in CHECKS.values())})(?![A-Za-z]).*\.py")
+MEMORY, SOURCE, REPLY = 2 * 2**30, 200_000, 8 * 2**20  # at most: bytes of memory, of an answer, of a reply
 
 
-def refusal(source):
-    """Why an answer (bytes) is refused, or None. It is read here, before any of its code runs."""
-    for node in ast.walk(ast.parse(source)):
-        imported, names = [], []
-        if isinstance(node, ast.Import):
-            imported = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            imported = [f"{'.' * node.level}{node.module or ''}.{alias.name}" for alias in node.names]
-        elif isinstance(node, ast.Name):
-            names = [node.id]
-        elif isinstance(node, ast.Attribute):
-            names = [node.attr]
-            if not isinstance(node.ctx, ast.Load) and not ast.unparse(node).startswith("self."):
-                return f"line {node.lineno} sets {ast.unparse(node)}: answers set attributes of self alone"
-        for name in imported:
-            module, *rest = name.split(".")
-            names += rest
-            if module not in MODULES and not (module == "world" and rest and WORLD.issuperset(rest)):
-                rule = f"{', '.join(sorted(MODULES))}, and from world {', '.join(sorted(WORLD))}"
-                return f"line {node.lineno} imports {name}. Answers may import {rule}"
-        for name in names:
-            if name in FORBIDDEN or name.startswith("__") and name != "__name__":
-                return f"line {node.lineno} uses {name}: answers may not touch files or other code"
-    return None
-
-
-def functions(path, prefix=""):
-    """Names of the functions that a file defines."""
-    body = ast.parse(path.read_text("utf-8")).body
-    return [node.name for node in body if isinstance(node, ast.FunctionDef) and node.name.startswith(prefix)]
-
-
+@cache
 def load(path):
-    """A file as a module, whatever its name."""
+    """A file as a module, whatever its name. It is loaded once, and keeps what it has computed."""
     spec = importlib.util.spec_from_file_location(f"file_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def answer_file(number, folder):
-    """The file handed in for an assignment; Wrong if there is none, or more than one."""
-    files = sorted(folder.glob(f"{number}_*.py"))
+def check_names(number):
+    return [name for name in vars(load(CHECKS[number])) if name.startswith("check_")]
+
+
+def hand_ins(folder):
+    """Files in and below a folder that are named as a stub, after a prefix perhaps: [(number, prefix, path)].
+    Not what archives add (__MACOSX, ._3_kl.py), nor what stands behind a link to a folder."""
+    files = [path for path in sorted(folder.rglob("*.py")) if NAMED.fullmatch(path.name)]
+    files = [path for path in files if not re.search(r"/(\.|__)", f"/{path.relative_to(folder).as_posix()}")]
+    return [(int(name[2][0]), name[1] or "", path) for path in files for name in [NAMED.fullmatch(path.name)]]
+
+
+def read_answer(files):
+    """The bytes of the only file handed in. They are read once: what is checked is what was read."""
     expect(files, "not handed in")
-    expect(len(files) == 1, f"two files for one assignment: {', '.join(file.name for file in files)}")
-    return files[0]
+    names = ", ".join(file.name for file in files)
+    expect(len(files) == 1, f"{len(files)} files for one assignment: {names}")
+    status = files[0].lstat()
+    expect(stat.S_ISREG(status.st_mode), f"{names} is a link or a device, no file")
+    expect(status.st_size <= SOURCE, f"{names} has {status.st_size} bytes, more than {SOURCE}")
+    return files[0].read_bytes()
 
 
-def load_answer(number, path):
-    """The answer as a module; Wrong if it is refused, or lacks a function of the stub."""
-    refused = refusal(path.read_bytes())
-    expect(not refused, f"{path.name}: {refused}")
-    answer = load(path)
-    for name in functions(HERE / "stubs" / CHECKS[number].name):
-        expect(callable(vars(answer).get(name)), f"{path.name} has no function {name}")
-    return answer
+@contextmanager
+def process(limit, start, output=subprocess.DEVNULL):
+    """A function ask(line) -> line, to an answer's process: in an empty folder, and in a process group of its
+    own, which is killed whole after `limit` seconds of work, or when done."""
+    kept = {name: value for name, value in os.environ.items() if name in ("PATH", "SYSTEMROOT")}
+    settings = {"env": kept | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}, "start_new_session": True}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": output}
+    left = limit  # seconds: only those count in which the answer is waited for
 
+    def kill():
+        with suppress(OSError):  # there is none left
+            os.killpg(child.pid, signal.SIGKILL) if hasattr(os, "killpg") else child.kill()
 
-def in_words(error, path):
-    """What an exception says; if it is none of ours, with the line of the answer that it came from."""
-    if isinstance(error, Wrong | NotImplementedError):
-        return str(error)
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
-    if isinstance(error, SyntaxError):
-        lines, error.filename = [error.lineno], path.name
-    return f"{path.name}, line {lines[-1] if lines else '?'}: {type(error).__name__}: {error}"
+    def ask(line):
+        nonlocal left
+        start, timer = time.monotonic(), threading.Timer(left, kill)
+        timer.start()
+        with suppress(OSError):  # its end of the pipe is closed
+            child.stdin.write(line.encode() + b"\n")
+            child.stdin.flush()
+        reply = child.stdout.readline(REPLY)
+        timer.cancel()
+        left -= time.monotonic() - start
+        expect(reply, "it ended its process" if left > 0 else f"not finished after {limit:g} seconds")
+        expect(len(reply) < REPLY, f"a reply of more than {REPLY} bytes")
+        return reply
 
-
-def verdicts(number, folder):
-    """Yield (check, what is wrong or None) for the answer in a folder, one after the other."""
-    path = refused = None
-    try:
-        path = answer_file(number, folder.resolve())
-        answer, checks = load_answer(number, path), load(CHECKS[number])
-    except (Exception, SystemExit) as error:
-        refused = in_words(error, path)
-    for name in functions(CHECKS[number], "check_"):
-        wrong = refused
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-I", "-B", HERE / "answer.py"]
+        child = subprocess.Popen(command, cwd=folder, **settings, **pipes)
         try:
-            if not refused:
-                getattr(checks, name)(answer)
-        except (Exception, SystemExit) as error:
-            wrong = in_words(error, path)
-        yield name, wrong
+            child.stdin.write(json.dumps(start).encode() + b"\n")
+            yield ask
+        finally:
+            kill()
+            child.communicate()
+
+
+class Answer:
+    """What a check is given: `their.k2(x)` calls k2 in the answer's process and returns plain data."""
+
+    def __init__(self, ask, given):
+        self.ask, self.given, self.measured = ask, given, {}  # measured: name -> text, to show
+
+    def request(self, do, **request):
+        """The value that comes back; Wrong, in words, if there is none."""
+        line = self.ask(json.dumps({"do": do, **request}, default=answer.pack))
+        try:
+            reply = json.loads(line, object_hook=answer.unpack)
+            error, value = reply.get("error"), reply.get("value")
+        except Exception:
+            raise Wrong("it replied what is no data") from None
+        expect(error is None, str(error))
+        return value
+
+    def __getattr__(self, function):
+        """expressions: the first arguments as Python texts, such as "lambda x: x / 2" or "k2"; gradient: the
+        value comes with its gradient in the first argument, or with None."""
+
+        def call(*args, expressions=(), gradient=False):
+            how = {"expressions": expressions, "gradient": gradient}
+            return self.request("call", function=function, args=args, **how)
+
+        return call
+
+
+def verdicts(number, files, given, limit, process=process):
+    """The only file -> {check: what is wrong, or None}, what was measured, a digest of the syntax tree."""
+    found, tree = dict.fromkeys(check_names(number)), None
+    tables = {name: getattr(world, name) for name in ("SLOTS", "WORDS", "DETAILS", "KIND")}
+    source = read_answer(files).decode("utf-8", "replace")
+    start = {"name": files[0].name, "source": source, "world": tables}
+    with process(limit, start | {"memory": MEMORY, "seconds": round(limit) + 1}) as ask:
+        their = Answer(ask, given)
+        try:
+            tree = their.request("tree")
+            their.request("load")
+        except Wrong as wrong:
+            return dict.fromkeys(found, clean(wrong)), {}, tree
+        for check in found:
+            try:
+                getattr(load(CHECKS[number]), check)(their)
+            except Exception as error:
+                found[check] = clean(
+                    error if isinstance(error, Wrong) else f"{type(error).__name__}: {error}"
+                )
+    return found, {clean(key): clean(value) for key, value in their.measured.items()}, tree
+
+
+def report(found, measured):
+    """What is said of an answer, line by line; the same words once."""
+    said = {None: "passed"}
+    for check, wrong in found.items():
+        yield f"{check[6:].replace('_', ' ')}: {said.get(wrong, wrong)}"
+        said.setdefault(wrong, "as above")
+    yield from (f"measured: {name}: {value}" for name, value in measured.items())
 
 
 def main():
@@ -125,21 +174,17 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("number", type=int, choices=CHECKS)
     parser.add_argument("--of", type=Path, default=HERE / "stubs", metavar="FOLDER", help="default: stubs")
-    parser.add_argument("--json", action="store_true", help="for grade.py: a line of JSON for each verdict")
+    parser.add_argument("--seed", type=int, default=0, help="of the inputs; the grader draws another")
     args = parser.parse_args()
-    if not args.of.is_dir():
-        parser.error(f"{args.of} is not a folder")
-    out, said = sys.stdout, {None: "passed"}
-    with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
-        for name, wrong in verdicts(args.number, args.of):
-            shown = f"{name.removeprefix('check_').replace('_', ' ')}: {said.get(wrong, wrong)}"
-            said.setdefault(wrong, "as above")
-            print(json.dumps([name, wrong]) if args.json else shown, file=out, flush=True)
-    if args.json:
-        print(json.dumps(["measured", MEASURED]))
-    for name, value in {} if args.json else MEASURED.items():
-        print(f"measured: {name}: {value}")
-    return int(len(said) > 1)
+    files = [path for number, _, path in hand_ins(args.of) if number == args.number]
+    shown = partial(process, output=None)  # what it prints is seen
+    try:
+        found, measured, _ = verdicts(args.number, files, Given(args.seed), 600, shown)
+    except Wrong as wrong:
+        parser.error(f"{args.of}: {wrong}")
+    for line in report(found, measured):
+        print(line)
+    return int(any(found.values()))
 
 
 if __name__ == "__main__":

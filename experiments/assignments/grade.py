@@ -1,113 +1,168 @@
-"""Grade handed-in assignments: a row of points for each student.
+"""Grade a class: a row of points for each student.
 
-    python experiments/assignments/grade.py handed-in/*/             # a folder for each student
-    python experiments/assignments/grade.py handed-in/*/ --words     # and what the failed checks say
-    python experiments/assignments/grade.py handed-in/*/ --only 8 --bank runs/other/bank-7-tldr.npz
+    python experiments/assignments/grade.py handed-in --out grades     # grades.csv, and a NAME.md for each
+    python experiments/assignments/grade.py handed-in --words          # or what they say, on the screen
+    python experiments/assignments/grade.py handed-in --only 8 --bank runs/other/bank-7-tldr.npz
 
-Only the functions of the stubs are taken from a folder; the checks are those beside this script, so run it
-from a clean copy of the repository. Each check that passes gives an equal share of the assignment's points.
-An assignment is checked in a process of its own, for --limit seconds at most, if `refusal` in check.py
-allows it.
+In handed-in, each student has a folder, or files with a name in front as learning platforms make them, such
+as ada_123_3_kl.py. Each check that passes gives an equal share of the assignment's points. An answer runs in
+a process of its own (see check.py), for --limit seconds at most.
 """
 
 import argparse
-import json
+import csv
 import os
-import subprocess
+import platform
+import re
+import secrets
 import sys
 import time
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from check import CHECKS, HERE, answer_file, functions
-from expect import Wrong, describe_bank
+import torch
+from answer import resource, syntax_tree
+from check import CHECKS, HERE, check_names, hand_ins, report, verdicts
+from expect import Given, Wrong, clean, describe
 
-POINTS = {1: 10, 2: 10, 3: 10, 4: 10, 5: 15, 6: 15, 7: 15, 8: 15}
-MISSING = ["not handed in"]
+from models import commit
+
+POINTS = {1: 5, 2: 5, 3: 10, 4: 10, 5: 10, 6: 15, 7: 20, 8: 25}
 
 
-def grade(folder, limit, number):
-    """One assignment of one student -> (points, a list of what is wrong, a dict of what was measured)."""
+def students_of(folder):
+    """{student: {number: paths}}: each folder in it is a student's; files are by their prefix, "ada_123" of
+    ada_123_3_kl.py and of ada_123_45678_3_kl.py. A folder that holds plain answers is one student's."""
+    students = defaultdict(lambda: defaultdict(list))
+    for number, prefix, path in hand_ins(folder):
+        inside = path.relative_to(folder).parts
+        owner = inside[0] if len(inside) > 1 else re.match(r".*?_\d+|.*", prefix)[0] or folder.name
+        students[owner][number].append(path)
+    for place in folder.iterdir():  # who handed in nothing of use has a row too
+        if place.is_dir() and not place.name.startswith((".", "__")):
+            students[place.name]  # a defaultdict: that makes one
+    return {clean(name): students[name] for name in sorted(students)}
+
+
+def grade(given, limit, number, files):
+    """One assignment of one student -> {check: points}, what is said, what was measured, and a digest."""
     try:
-        answer_file(number, folder)
-    except Wrong as wrong:
-        return 0, [str(wrong)], {}
-    command = [sys.executable, HERE / "check.py", str(number), "--of", folder, "--json"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    try:
-        output = subprocess.run(command, capture_output=True, env=environment, timeout=limit).stdout
-        otherwise = "ended without a verdict"
-    except subprocess.TimeoutExpired as stopped:  # what it had said by then still counts
-        output, otherwise = stopped.stdout or b"", f"not finished after {limit:g} seconds"
-    said = dict(map(json.loads, output.splitlines()))
-    words = [said.get(check, otherwise) for check in functions(CHECKS[number], "check_")]
-    points = round(POINTS[number] * words.count(None) / len(words), 1)
-    return points, list(dict.fromkeys(filter(None, words))), said.get("measured", {})
+        found, measured, tree = verdicts(number, files, given, limit)
+    except (Wrong, OSError) as wrong:
+        found, measured, tree = dict.fromkeys(check_names(number), clean(wrong)), {}, None
+    marks = {check: (wrong is None) * POINTS[number] / len(found) for check, wrong in found.items()}
+    return marks, list(report(found, measured)), measured, tree
 
 
-def grade_student(folder, numbers, limit):
-    """{number: (points, words, measured)}, the assignments side by side; prints a line when done."""
-    start = time.monotonic()
+def grade_all(students, numbers, given, limit):
+    """{student: {number: grade}}, several answers at a time; prints a line when a student is done."""
+    start, grades = time.monotonic(), {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        grades = dict(zip(numbers, pool.map(partial(grade, folder, limit), numbers), strict=True))
-    total, missing = sum(row[0] for row in grades.values()), [n for n in numbers if grades[n][1] == MISSING]
-    lacking = f", not handed in: {' '.join(map(str, missing))}" if missing else ""
-    print(f"{folder.name}: {total:g} points{lacking} ({time.monotonic() - start:.0f} s)", flush=True)
+        begin = partial(pool.submit, grade, given, limit)
+        rows = {name: {n: begin(n, files[n]) for n in numbers} for name, files in students.items()}
+        for name, files in students.items():
+            grades[name] = {n: future.result() for n, future in rows[name].items()}
+            missing = " ".join(str(n) for n in numbers if not files[n])
+            lacking = f", not handed in: {missing}" if missing else ""
+            total = sum(sum(marks.values()) for marks, *_ in grades[name].values())
+            print(f"{name}: {total:.3g} points{lacking} ({time.monotonic() - start:.0f} s)", flush=True)
     return grades
 
 
-def print_table(students, numbers):
-    rows = {"student": [*numbers, "total"], "points": [POINTS[n] for n in numbers]}
-    for name, grades in students.items():
-        rows[name] = [grades[n][0] for n in numbers]
-    width = max(map(len, rows)) + 1
-    for name, row in rows.items():
-        cells = row if name == "student" else [f"{points:g}" for points in [*row, sum(row)]]
-        print(f"{name:{width}}" + "".join(f"{cell:>6}" for cell in cells))
+def table(grades, numbers):
+    """Rows: the points by assignment, and in all; first those that can be had."""
+    rows = {"points": [POINTS[n] for n in numbers]}
+    rows |= {name: [sum(row[n][0].values()) for n in numbers] for name, row in grades.items()}
+    yield ["student", *map(str, numbers), "total"]
+    yield from ([name, *(f"{points:.3g}" for points in [*row, sum(row)])] for name, row in rows.items())
 
 
-def print_leaderboard(students):
-    """Assignment 8: gains over the best aggregator, the largest first."""
-    found = [(grades[8][2], name) for name, grades in students.items() if 8 in grades and grades[8][2]]
-    for measured, name in sorted(found, key=lambda row: -row[0]["gain"]):
-        gain, error = measured["gain"], measured["standard error"]
-        print(f"8: gold {gain:+.3f} +- {error:.3f} over the best aggregator: {name}")
+def by_check(grades, numbers):
+    """Rows of grades.csv: the points by check, and in all."""
+    yield ["student", *(f"{n} {check[6:]}" for n in numbers for check in check_names(n)), "total"]
+    for name, row in grades.items():
+        points = [mark for n in numbers for mark in row[n][0].values()]
+        yield [name, *(round(mark, 2) for mark in points), round(sum(points), 2)]
+
+
+def feedback(name, row):
+    """What a student is told, as Markdown."""
+    lines = [f"# {name}"]
+    for number, (marks, said, _, _) in row.items():
+        title = f"{CHECKS[number].stem}: {sum(marks.values()):.3g} of {POINTS[number]} points"
+        lines += [f"\n## {title}\n", *(f"- {line}" for line in said)]
+    return "\n".join(lines) + "\n"
+
+
+def alike(grades, numbers):
+    """Warnings: answers of several students, or of one and tests/solutions, that are the same code."""
+    for n in numbers:
+        owners, name = defaultdict(list), CHECKS[n].name
+        for student, row in grades.items():
+            owners[row[n][3]].append(student)
+        stub, solution = (folder / name for folder in (HERE / "stubs", HERE.parents[1] / "tests/solutions"))
+        if solution.exists():
+            owners[syntax_tree(solution.read_text("utf-8"), name)].append("the solution")
+        for tree, names in owners.items():
+            if len(names) > 1 and tree not in (None, syntax_tree(stub.read_text("utf-8"), name)):
+                yield f"warning: {n}: {' and '.join(names)} have the same syntax tree"
+
+
+def leaderboard(grades):
+    """Assignment 8: gains over the best baseline, the largest first."""
+    found = [(row[8][2], name) for name, row in grades.items() if 8 in row and row[8][2]]
+    for measured, name in sorted(found, key=lambda pair: -float(pair[0]["gain"])):
+        yield f"8: gold {measured['gain']} +- {measured['standard error']} over the best baseline: {name}"
 
 
 def main(argv=None):
-    """The command line: grade every folder given."""
+    """The command line: grade a folder of hand-ins."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="a student's, named so")
+    parser.add_argument("folder", type=Path, help="of the hand-ins")
     parser.add_argument("--only", nargs="+", type=int, choices=CHECKS, default=list(CHECKS), metavar="N")
-    parser.add_argument("--bank", type=Path, help="the bank for 2, 5 and 8 (default: the repository's)")
-    parser.add_argument("--words", action="store_true", help="say what the failed checks say")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="for grades.csv, and a NAME.md for each")
+    parser.add_argument("--words", action="store_true", help="print what the NAME.md say")
+    parser.add_argument("--seed", type=int, default=secrets.randbelow(10**6), help="of inputs; default: any")
+    parser.add_argument("--bank", type=Path, default=Given.bank, help="for 1, 5, 8 (default: as shipped)")
+    parser.add_argument("--models", type=Path, default=Given.models, help="for 6 and 7 (likewise)")
     parser.add_argument("--limit", type=float, default=60, help="seconds for an assignment (%(default)s)")
     args = parser.parse_args(argv)
-    folders = {folder.resolve().name: folder.resolve() for folder in args.folders}
-    if len(folders) < len(args.folders):
-        parser.error("two folders have the same name")
-    for folder in args.folders:
-        if not folder.is_dir():
-            parser.error(f"{folder} is not a folder")
-        if not any(folder.glob("[0-9]_*.py")) and any(folder.glob("*/[0-9]_*.py")):
-            parser.error(f"{folder} holds students' folders: give {folder}/*/")
-    if args.bank:
-        os.environ["BANK"] = str(args.bank.resolve())
+    if not args.folder.is_dir():
+        parser.error(f"{args.folder} is not a folder")
+    given, numbers = Given(args.seed, args.bank.resolve(), args.models.resolve()), args.only
+    students = students_of(args.folder.resolve())
     try:
-        print(describe_bank())
-    except Wrong as wrong:
-        parser.error(str(wrong))
-    students = {name: grade_student(folder, args.only, args.limit) for name, folder in folders.items()}
-    print_table(students, args.only)
-    print_leaderboard(students)
+        print(f"commit {commit()}, Python {platform.python_version()}, torch {torch.__version__}")
+        print(describe(given), flush=True)
+    except (ValueError, OSError, KeyError) as error:
+        parser.error(str(error))
+    if not resource:
+        print("warning: this system limits no memory and no processes: read the answers first")
+    if not students:
+        parser.error(f"{args.folder} holds no answers, named as the stubs are")
+    grades = grade_all(students, numbers, given, args.limit)
+    rows = list(table(grades, numbers))
+    width = max(len(row[0]) for row in rows) + 1
+    for name, *cells in rows:
+        print(f"{name:{width}}" + "".join(f"{cell:>6}" for cell in cells))
+    for line in (*alike(grades, numbers), *leaderboard(grades)):
+        print(line)
+    texts = {name: feedback(name, row) for name, row in grades.items()}
     if args.words:
-        for name, grades in students.items():
-            print(*(f"\n{name} {n}: {words}" for n in args.only for words in grades[n][1]), sep="")
+        print(*texts.values(), sep="\n")
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            (args.out / f"{name}.md").write_text(text, "utf-8")
+        with open(args.out / "grades.csv", "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows(by_check(grades, numbers))
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="replace")  # a student's name may have letters that the terminal lacks
     try:
         main()
     except KeyboardInterrupt:

@@ -1,29 +1,31 @@
-"""Assignment 8: gold of the best of n, against the best aggregator of all reward models."""
+"""Assignment 8: gold of the best of n, against the best aggregator of all reward models and length."""
 
 import numpy as np
 import torch
-from expect import MEASURED, expect, expect_numbers, gold_of_best, paired, shuffled_bank
+from expect import expect, expect_numbers, gold_of_best, paired, shuffled_bank
 
 from ensemble import AGGREGATORS
 
+PER_WORD = np.arange(-5, 31) / 100  # what a baseline takes off for each word
+
 
 def check_it_beats_the_ensemble(their):
-    bank = shuffled_bank()
-    gold, rewards = bank["gold"], torch.tensor(bank["rewards"])
-    ensembles = {name: function(rewards).numpy() for name, function in AGGREGATORS.items()}
-    given = their.proxy(bank["rewards"].copy(), bank["pretrain_seed"].copy(), bank["responses"].copy())
-    mine = expect_numbers("proxy", given, gold.shape)
+    bank = shuffled_bank(their.given)
+    gold, rewards, length = bank["gold"], torch.tensor(bank["rewards"]), bank["trait_length"]
+    mine = their.proxy(bank["rewards"], bank["pretrain_seed"], bank["responses"])
+    mine = expect_numbers("proxy", mine, gold.shape)
     expect(np.ptp(mine, axis=1).any(), "your proxy gives all responses to a post one score: it picks nothing")
-    for name, ensemble in ensembles.items():
-        words = f"your proxy picks what `{name}` of all reward models picks: start from it, but go on"
-        expect((mine.argmax(1) != ensemble.argmax(1)).any(), words)
-    golds = {name: gold_of_best(ensemble, gold) for name, ensemble in ensembles.items()}
+    golds = {}
+    for name, function in AGGREGATORS.items():
+        ensemble = function(rewards).numpy()
+        golds |= {f"{name} - {c:g} * length": gold_of_best(ensemble - c * length, gold) for c in PER_WORD}
     best = max(golds, key=lambda name: golds[name].mean())
     yours, theirs = gold_of_best(mine, gold), golds[best]
     gain, error = paired(yours, theirs)
-    MEASURED["gain"], MEASURED["standard error"] = round(float(gain), 4), round(float(error), 4)
+    their.measured["gain"], their.measured["standard error"] = f"{gain:+.3f}", f"{error:.3f}"
     found = {f"`{best}`": theirs.mean(), "yours": yours.mean(), "gold itself": gold.max(1).mean()}
-    MEASURED["gold of the best"] = ", ".join(f"by {name} {x:.2f}" for name, x in found.items())
+    golds = ", ".join(f"by {name} {x:.2f}" for name, x in found.items())
+    their.measured["gold of the best"] = golds
     advice = "It may be luck" if gain > 0 else "Read your picks beside its picks: which are worse, why?"
     words = f"your picks' gold is {gain:+.3f} over that of `{best}`, two standard errors {2 * error:.3f}"
     expect(gain > 2 * error, f"{words}. {advice}")

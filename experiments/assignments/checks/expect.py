@@ -1,12 +1,33 @@
-"""What the checks share: verdicts in words, and the bank of scored responses."""
+"""What the checks share: verdicts in words, their inputs, and the bank of scored responses."""
 
 import hashlib
-import os
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
+import torch
 
-MEASURED = {}  # what a check measured, shown after the verdicts: name -> text or number
+from models import load_models
+
+RESULTS = Path(__file__).parents[2] / "results"
+load_models = cache(load_models)
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a grading is made on."""
+
+    seed: int = 0  # of all random inputs
+    bank: Path = RESULTS / "bank-tldr.npz"
+    models: Path = RESULTS / "models-tldr.pt"
+
+    def rng(self):
+        return np.random.default_rng(self.seed)
+
+    def normal(self, *shape):
+        """A tensor of standard normal numbers, the same at each call."""
+        return torch.tensor(self.rng().normal(size=shape), dtype=torch.float)
 
 
 class Wrong(Exception):
@@ -18,13 +39,17 @@ def expect(condition, words):
         raise Wrong(words)
 
 
+def clean(text, most=600):
+    """Words of an answer as they may be shown: no control characters, no half characters, no novels."""
+    return "".join(c if c.isprintable() else " " for c in str(text)[:most])
+
+
 def expect_numbers(name, given, shape):
     """`given` as an array, if it is a tensor or an array of finite numbers of this shape."""
     expect(given is not None, f"{name} is None: is a `return` missing?")
-    words = "torch's max, min, median and sort return one along an axis: take .values"
-    expect(not isinstance(given, tuple), f"{name} is a tuple: {words}")
-    given = given.detach().numpy() if hasattr(given, "detach") else given
-    numbers = isinstance(given, np.ndarray | np.number | float | int)
+    words = "torch's max, min, median and sort return two tensors along an axis: take .values"
+    expect(not isinstance(given, list), f"{name} is a tuple or a list: {words}")
+    numbers = isinstance(given, torch.Tensor | np.ndarray | float | int)
     expect(numbers, f"{name} must be numbers, got a {type(given).__name__}")
     given = np.asarray(given, dtype=float)
     expect(given.shape == shape, f"{name} must have shape {shape}, got {given.shape}: which axis do you sum?")
@@ -51,31 +76,27 @@ def expect_close(name, given, right, slips=None, hint=""):
 # ----- the bank -----------------------------------------------------------------------------------
 
 
-def bank_path():
-    """The environment's BANK, which grade.py sets, or the bank that ships with the repository."""
-    path = Path(os.environ.get("BANK") or Path(__file__).parents[2] / "results" / "bank-tldr.npz")
-    expect(path.is_file(), f"there is no bank {path}: a run leaves bank-SEED-TASK.npz in its --out")
-    return path
-
-
-def load_bank():
+@cache
+def load_bank(path):
     """The bank as a dict: rewards (M, posts, n), gold and responses (posts, n), posts (posts,), and so on."""
-    with np.load(bank_path()) as bank:
+    with np.load(path) as bank:
         return dict(bank)
 
 
-def describe_bank():
-    models, posts, n = load_bank()["rewards"].shape
-    digest = hashlib.sha256(bank_path().read_bytes()).hexdigest()[:8]
-    return f"bank: {bank_path()} ({models} reward models, {posts} posts, {n} responses each; sha256 {digest})"
+def describe(given):
+    """What a grading is made on, in words. ValueError or OSError if a file is none."""
+    models, posts, n = load_bank(given.bank)["rewards"].shape
+    digest = hashlib.sha256(given.bank.read_bytes()).hexdigest()[:8]
+    bank = f"{given.bank} ({models} reward models, {posts} posts, {n} responses each; sha256 {digest})"
+    return f"seed: {given.seed}\nbank: {bank}\nmodels: {load_models(given.models)}"
 
 
-def shuffled_bank():
+def shuffled_bank(given):
     """The bank with its posts, and the responses to each, in another order: places give nothing away."""
-    bank, rng = load_bank(), np.random.default_rng(0)
+    bank, rng = dict(load_bank(given.bank)), given.rng()
     posts, n = bank["gold"].shape
     rows, order = rng.permutation(posts), rng.permuted(np.tile(np.arange(n), (posts, 1)), axis=1)
-    for name in ("rewards", "gold", "responses"):
+    for name in ("rewards", "gold", "responses", "trait_length"):
         bank[name] = bank[name][..., rows[:, None], order]
     return bank | {"posts": bank["posts"][rows]}
 

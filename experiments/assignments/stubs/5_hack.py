@@ -4,13 +4,14 @@ A policy that is optimised against reward models finds responses that they like 
 yourself: of the 64 stored responses to each post pick one, by its text alone, such that over all posts, on
 average,
 
-- your picks are bad: their gold is at least 0.4 below that of all responses;
-- the ensemble, the mean of all 25 reward models, gives them at least 0.25 more than all responses;
-- at least 22 of the 25 reward models give them more than all responses.
+- your picks are bad: their gold is at least 0.3 below that of all responses;
+- the ensemble, the mean of all 25 reward models, gives them at least 0.1 more than all responses, and more
+  by two standard errors;
+- at least 20 of the 25 reward models give them more than all responses.
 
 `pick` sees only texts, so it cannot search the scores. But do look at them beforehand.
 
-Read: the docstring of experiments/world.py, and the README up to the claims.
+Read: the docstring of experiments/world.py, and the README up to "Why".
 Hint: np.load("experiments/results/bank-tldr.npz") has "posts", "responses", "rewards" (25, posts, 64) and
 "gold". What did the raters pay for? Which faults were no rater ever shown? One of each makes a hack.
 """

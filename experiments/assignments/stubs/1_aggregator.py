@@ -1,8 +1,9 @@
-"""2. An aggregator of your own.
+"""1. An aggregator of your own.
 
 Make one reward of the scores of M reward models, in a way that the repository does not have. The best of 64
 responses by it must have a higher gold than by a single reward model; it need not beat the repository's
-aggregators. It is new if it picks other responses than they do: twice the mean is the mean.
+aggregators. It is new if it picks other responses than they do: twice the mean is the mean, and another
+coefficient before the std is no other aggregator.
 
 Read: ensemble.py up to `aggregate`.
 Hint: np.load("experiments/results/bank-tldr.npz") has all that the check looks at, to explore in a script of

@@ -1,16 +1,28 @@
-"""Assignment 7: argmax of a row without EOS is 0, so a response that ran out of room counted as its first
-token alone.
+"""4. A silent bug.
 
-It paid KL for that token only, and long responses became free: hence the small KL, in the penalty and in
-the log."""
+A colleague has written the code below, which makes the experience that PPO learns from: what each token of a
+response earned. It runs without an error, and she is delighted. From a policy that knows nothing, with the
+reward "how often word 7 occurs" (at most 24 times) and a KL weight of 0.05, the last of 40 updates shows:
+
+                              reward   tokens   KL to the start
+    as it should be             22.6     23.9              84.9
+    with this code              22.5     24.0               4.9
+
+The same reward for a fraction of the KL! Too good to be true: what must it cost to say 7 all the time, if
+the start chooses among 99 words? One thing in the code is wrong. Find it, and repair it. (It is written
+differently from ppo.py in many places. All but one are equivalent.)
+
+Read: "PPO" in experiments/README.md.
+Hint: do not only read the code. Make a few responses by hand, and print what each function makes
+of them. After a response's end its tensors may hold anything, NaN too.
+"""
 
 import torch
 
 
 def real_tokens(responses, eos):
     """(B, R) -> (B, R), True up to and including a response's EOS. What follows it is padding."""
-    stopped, last = (responses == eos).int(), responses.shape[1] - 1
-    end = torch.where(stopped.any(dim=1), stopped.argmax(dim=1), last)[:, None]
+    end = (responses == eos).int().argmax(dim=1, keepdim=True)
     return torch.arange(responses.shape[1]) <= end
 
 

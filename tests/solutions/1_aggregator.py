@@ -1,4 +1,4 @@
-"""Assignment 2: the mean of the more sceptical half. A fooled member has no say, a contrary one does not
+"""Assignment 1: the mean of the more sceptical half. A fooled member has no say, a contrary one does not
 decide alone."""
 
 

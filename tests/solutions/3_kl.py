@@ -1,4 +1,4 @@
-"""Assignment 4: the expectation over samples of p, as a sum."""
+"""Assignment 3: the expectation over samples of p, as a sum."""
 
 import torch
 

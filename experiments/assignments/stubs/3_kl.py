@@ -1,4 +1,4 @@
-"""4. KL estimators, and their bias.
+"""3. KL estimators, and their bias.
 
 PPO charges for the KL from the policy p to its start q. From a sample of p it sees only x = log p - log q.
 Besides k1(x) = x there are
@@ -7,7 +7,7 @@ Besides k1(x) = x there are
 
 Write both, and the exact bias of any estimator. One of the two is biased: see by how much.
 
-Read: John Schulman's note "Approximating KL divergence" (2020).
+Read: "PPO" in experiments/README.md, or John Schulman's note "Approximating KL divergence" (2020).
 Hint: with few words, the expectation over samples of p is a sum over all words. No random numbers are
 needed.
 """

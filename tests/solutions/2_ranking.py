@@ -1,4 +1,4 @@
-"""Assignment 1: logsumexp adds exponentials without computing them, and any shift of a row changes no
+"""Assignment 2: logsumexp adds exponentials without computing them, and any shift of a row changes no
 difference."""
 
 import torch

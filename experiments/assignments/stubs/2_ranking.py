@@ -1,4 +1,4 @@
-"""1. A loss for rankings, and what it leaves free.
+"""2. A loss for rankings, and what it leaves free.
 
 A rater may rank three responses to a post instead of two. The Plackett-Luce model says how: the best is
 drawn with probability softmax(rewards); then the second best, likewise, from the two that are left.
@@ -7,6 +7,7 @@ Write the loss of a reward model on such rankings: the mean over rankings of min
 ranking, plus eta times the square of the *sum* of its three rewards. Then show what the loss without that
 last term leaves free.
 
+Read: the losses in rm.py, and "Reward models" in experiments/README.md.
 Hint: in float32 exp(200) is infinity; the loss of rewards 200 apart is not.
 """
 

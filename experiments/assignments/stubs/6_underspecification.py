@@ -1,0 +1,21 @@
+"""6. Underspecification.
+
+Reward models from several pretrainings are equally right on the raters' pairs. The pairs leave open what
+other texts are worth, and there the pretraining decides. Find such a text: edit a perfect summary so that
+
+- it still states each fact of the post and nothing false, in the world's words and grammar, in 23 tokens;
+- what reward models pay for the edit differs between pretrainings, more than within one;
+- the pretrainings differ at least twice as much as on faults that the raters saw, such as a wrong number.
+
+The check edits fresh posts, for the ten reward models that ship with the repository: two from each of five
+pretrainings. You can do the same: load_models("experiments/results/models-tldr.pt").grid.
+
+Read: experiments/models.py; in experiments/world.py HABITS, FOLLOWS (the grammar) and `sample_edits`.
+Hint: try many edits. For each, print the average price by model, (5, 2), and compare the rows.
+"""
+
+
+def edit(post, summary):
+    """Two texts, the summary like "anna sold seven lamps in paris on monday." -> the edited summary. You may
+    import SLOTS, WORDS, DETAILS and KIND from world."""
+    raise NotImplementedError("edit is yours to write")
