@@ -191,16 +191,21 @@ def at_kl(run, kl):
     return np.interp(kl, np.maximum.accumulate(smooth(run["curve"]["kl"])), smooth(run["curve"]["gold"]))
 
 
+def mean_gain_at_equal_kl(runs, others):
+    """Gold of some runs minus that of others, run by run, each pair at the KL that the nearer one ends at."""
+    gains = []
+    for run, other in zip(runs, others, strict=True):
+        kl = min(np.mean(r["curve"]["kl"][-5:]) for r in (run, other))
+        gains.append(at_kl(run, kl) - at_kl(other, kl))
+    return np.mean(gains)
+
+
 def gain_at_equal_kl(evidence, better, worse):
     """Gold of PPO at the smallest KL weight, run by run where both have gone equally far: at the KL that the
     nearer of the two ends at."""
     if evidence.texts(PPO, better) == evidence.texts(PPO, worse):
         return np.nan
-    gains = []
-    for run, other in zip(evidence.runs_of(better), evidence.runs_of(worse), strict=True):
-        kl = min(np.mean(r["curve"]["kl"][-5:]) for r in (run, other))
-        gains.append(at_kl(run, kl) - at_kl(other, kl))
-    return np.mean(gains)
+    return mean_gain_at_equal_kl(evidence.runs_of(better), evidence.runs_of(worse))
 
 
 def list_hides_errors(evidence):
@@ -364,12 +369,16 @@ def ranked_on_ppo(evidence):
     return ranked_as_gold(scores, gold)
 
 
+def powers(N):
+    """The n that curves show: powers(N=12) -> [1, 2, 4, 8, 12]."""
+    return [n for n in (1, 2, 4, 8, 16, 32, 64, 128, 256) if n < N] + [N]
+
+
 def best_of_n_curves(evidence):
     """For every n and kind, means over the best of n: {"n": [...], kind: {quantity: [...]}}. The quantities:
     gold; proxy, the reward that picks; jury; same, the reward by other models of the members' pretrainings
     (finetune ensembles leave none)."""
-    N = evidence.gold.shape[1]
-    ns = [n for n in (1, 2, 4, 8, 16, 32, 64, 128, 256) if n < N] + [N]
+    ns = powers(evidence.gold.shape[1])
     curves = {"n": ns}
     for kind in KINDS:
         values = {"gold": evidence.gold, "proxy": evidence.proxies(kind), "jury": evidence.jury.mean(0)}

@@ -187,14 +187,18 @@ def score(config, state, posts, responses, device):
     return Ensemble([reward_model(config, state, device)]).scores(posts.to(device), responses.to(device))[0]
 
 
-def align(config, sft, rm_config, states, aggregator, ppo_config, task, posts, seed, kind, run, device):
-    """PPO from the SFT policy on the aggregated rewards of some reward models, then one response to each of
-    `posts`: {kind, run, kl_weight, "curve": {name: numbers} over the updates, "kl": to SFT in nats per
-    response, "responses" (posts, R), "frames": its responses to the first FILM_POSTS posts, before the first
-    update and after each of `film_updates`, (posts * frames, R)}. Runs of the same number see the same
-    prompts in the same order."""
+def align(rm_config, states, aggregator, device, **job):
+    """PPO on the aggregated rewards of some reward models: see `align_to`."""
+    models = [reward_model(rm_config, state, device) for state in states]
+    return align_to(Ensemble(models, aggregator), device=device, **job)
+
+
+def align_to(reward, config, sft, ppo_config, task, posts, seed, kind, run, device):
+    """PPO from the SFT policy on a reward function, then one response to each of `posts`: {kind, run,
+    kl_weight, "curve": {name: numbers} over the updates, "kl": to SFT in nats per response, "responses"
+    (posts, R), "frames": its responses to the first FILM_POSTS posts, before the first update and after each
+    of `film_updates`, (posts * frames, R)}. Runs of a number see the same prompts in the same order."""
     policy, reference = (language_model(config, sft, device) for _ in range(2))
-    reward = Ensemble([reward_model(rm_config, state, device) for state in states], aggregator)
     prompts = world.sample_posts(PPO_PROMPTS, seed_for(seed, "ppo posts")).to(device)
     gold = partial(world.gold, task=task)
     posts = posts.to(device)
@@ -348,25 +352,24 @@ def evaluate_samples(t, pool):
     return evidence
 
 
-def align_policies(t, evidence, pool):
-    """PPO on one reward model and on ensembles; each run's texts are scored by all reward models and gold."""
-    s = t.settings
+def align_policies(t, evidence, pool, stage=align, kinds=KINDS, **reward):
+    """PPO on one reward model and on ensembles; each run's texts are scored by all reward models and gold.
+    Another stage, with its own arguments `reward`, may aggregate rewards in its own way."""
+    s, reward = t.settings, reward or {"aggregator": AGGREGATORS[t.settings.aggregator]}
     ranges = {"proxy": (-1, 2)}  # of the bars: SFT's mean, and its standard deviation
     ranges["gold"] = tuple(evidence.gold.mean() + evidence.gold.std() * end for end in ranges["proxy"])
-    pool.say(
-        "PPO: a line for each run, from its first update to its last, on its training posts. Bars go from"
-    )
-    pool.say("SFT's mean minus one standard deviation to its mean plus two.")
+    pool.say("PPO: a line for each run, from its first update to its last, on its training posts.")
+    pool.say("Its bars go from one standard deviation below SFT's mean to two above it.")
     sizes = {"updates": s.ppo_updates, "batch_size": s.ppo_batch, "minibatch_size": max(1, s.ppo_batch // 2)}
     job = {"config": t.config, "sft": t.sft, "rm_config": t.rm_config, "task": t.task, "posts": t.posts}
-    job |= {"aggregator": AGGREGATORS[s.aggregator], "seed": t.seed, "device": t.device}
-    jobs, cases = [], ppo_cases(s)
+    job |= {"seed": t.seed, "device": t.device, **reward}
+    jobs, cases = [], [case for case in ppo_cases(s) if case[0] in kinds]
     for kind, run, kl_weight, members in cases:
         ppo_seed = seed_for(t.seed, "ppo", run)
         ppo_config = PPOConfig(kl_weight, **sizes, max_new_tokens=world.RESPONSE_LENGTH, seed=ppo_seed)
         states = [t.states[m] for m in members]
         jobs.append({**job, "states": states, "ppo_config": ppo_config, "kind": kind, "run": run})
-    found = pool.map(align, jobs, tell=partial(report.ppo_line, ranges))
+    found = pool.map(stage, jobs, tell=partial(report.ppo_line, ranges))
     evaluated = evaluate(t, {i: (t.posts, run["responses"]) for i, run in enumerate(found)}, pool)
     runs = []
     for (*_, members), run, x in zip(cases, found, evaluated.values(), strict=True):

@@ -1,0 +1,199 @@
+"""What helps against a hack that all members of an ensemble share? Five rewards made of the same models.
+
+    python experiments/more/remedies.py --quick                                         # one small world
+    python experiments/more/remedies.py --seeds 1 2 3 --out runs/overopt                # on that run's models
+    python experiments/more/remedies.py --seeds 1 2 3 --seen list --out runs/chatter    # control arms,
+    python experiments/more/remedies.py --seeds 1 2 3 --list-gap 0 --out runs/no-gap    # a folder each
+
+- none: the mean of the members' rewards.
+- contrast: minus what the response would earn under other posts. Lists, length and tone earn it under any
+  post, facts only under their own. It needs no label, no training and no name for the hack.
+- distance: minus how unlike the raters' texts the response is; the paper hopes for such an awareness.
+- min, mean_minus_std: cautious aggregators. One reward model leaves them nothing to do.
+
+On each kind: best-of-n, and PPO at the smallest and the largest KL weight. A remedy that shrinks a reward
+would make the same KL weight bite harder. So for PPO every reward, that of "none" too, is normalised to mean
+0 and std 1 on samples of the SFT policy; "none" on ensembles is thus not quite overopt.py's run.
+`gain_at_equal_kl` is gold minus that of "none", run by run where both are at the same KL.
+
+Controls: where raters see no chatter, models may pay for chatter copied from the post. That depends on the
+post, so contrast must not cure it. With --list-gap 0 no shared hack is planted.
+
+Takes the flags of overopt.py but --aggregator and --device. Into --out go remedies.json and remedies.png.
+"""
+
+import copy
+import sys
+from collections import defaultdict
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # overopt.py and what it imports
+sys.path.insert(0, str(Path(__file__).parents[2]))  # the five files of the core
+
+import numpy as np
+import torch
+from torch import nn
+
+import overopt
+import variants
+import world
+from claims import KINDS, mean_gain_at_equal_kl
+from ensemble import Ensemble, aggregate, mean, mean_minus_std, minimum
+from models import reward_model
+from report import exit_status, parser_of
+from rm import normalise
+
+CHOSEN = {"contrast_weight": 0.5, "others": 4, "distance_weight": 1.0}  # on development seeds; each is a flag
+RATERS_TEXTS = 1000  # from which distance is measured
+
+
+# ----- the remedies: from a reward function to another --------------------------------------------
+def none(reward):
+    return reward
+
+
+def contrast(reward, posts, weight):
+    """r(x, y) - weight * mean over k of r(x_k, y), for other posts x_k, `posts` (K, P): what a response earns
+    under any post is taken off. `reward` must read n responses to each prompt, as an Ensemble does."""
+
+    def contrasted(prompts, responses):
+        elsewhere = reward(posts, responses.repeat(len(posts), 1)).view(len(posts), -1)
+        return reward(prompts, responses) - weight * elsewhere.mean(0)
+
+    return contrasted
+
+
+def distance(ensemble, texts, calibration, weight):
+    """r(x, y) - weight * distance from the raters' texts, mean over the members. Texts: posts, responses."""
+    far = Ensemble([distance_model(rm, texts, calibration) for rm in ensemble.rms])
+    return lambda prompts, responses: ensemble(prompts, responses) - weight * far(prompts, responses)
+
+
+def distance_model(rm, texts, calibration):
+    """A reward model with another head: how far a response is from some texts. Normalised, as rewards are."""
+    posts, responses = texts
+    last = posts.shape[1] + (responses != rm.config.pad).sum(1) - 1  # where the head reads
+    hidden_states = rm.trunk(torch.cat(texts, dim=1))
+    model = copy.deepcopy(rm)
+    model.head = DistanceHead(hidden_states[torch.arange(len(posts)), last])
+    normalise(model, *calibration)
+    return model
+
+
+class DistanceHead(nn.Module):
+    """Mahalanobis distance of hidden states (B, D) from reference (N, D), -> (B, 1): [[3, 4]], from
+    [[1, 1], [1, -1], [-1, 1], [-1, -1]] -> [[5]]. The reference's covariance is almost singular: a tenth of
+    it is replaced by a multiple of the identity, of the same mean variance."""
+
+    def __init__(self, reference):
+        super().__init__()
+        covariance = torch.cov(reference.T, correction=0)
+        sphere = covariance.diagonal().mean() * torch.eye(len(covariance))
+        self.register_buffer("weight", torch.linalg.inv(0.9 * covariance + 0.1 * sphere))
+        self.register_buffer("center", reference.mean(0))
+
+    def forward(self, hidden):
+        x = hidden - self.center
+        return (x @ self.weight * x).sum(1, keepdim=True).sqrt()
+
+
+REMEDIES = {  # the change, and how members are aggregated before it
+    "none": (none, mean),
+    "contrast": (contrast, mean),
+    "distance": (distance, mean),
+    "min": (none, minimum),
+    "mean_minus_std": (none, mean_minus_std),
+}
+
+
+# ----- stages for the pool ------------------------------------------------------------------------
+def remedied(name, options, rm_config, states):
+    """The reward function: reward models with these weights, aggregated, and changed by a remedy."""
+    change, aggregator = REMEDIES[name]
+    models = [reward_model(rm_config, state, "cpu") for state in states]
+    return change(Ensemble(models, aggregator), **options)
+
+
+def score_remedied(posts, responses, **reward):
+    """Its rewards of n responses to each post: -> (posts * n,)."""
+    return remedied(**reward)(posts, responses)
+
+
+def align_remedied(name, options, rm_config, states, calibration, **job):
+    """PPO on it, normalised on SFT's samples."""
+    reward = remedied(name, options, rm_config, states)
+    std, center = torch.std_mean(reward(*calibration), correction=0)
+    return overopt.align_to(lambda prompts, responses: (reward(prompts, responses) - center) / std, **job)
+
+
+# ----- one world ----------------------------------------------------------------------------------
+def measure(given, s, seed, pool):
+    """{group: {remedy: {quantity: number}}} of best-of-n and of PPO."""
+    t = overopt.train_models(s, seed, given.task, "cpu", pool)
+    evidence, groups, unchanged = overopt.evaluate_samples(t, pool), defaultdict(dict), None
+    for name in [name for name in REMEDIES if name in ("none", *given.remedies)]:
+        pool.say(f"Remedy: {name}")
+        options = options_of(name, t, given)
+        kinds = [kind for kind in KINDS if kind != "single" or REMEDIES[name][1] is mean]
+        changed = with_remedy(evidence, t, name, options, pool)
+        for kind in kinds:
+            groups[f"best of n, {kind}"][name] = variants.best_of_n(changed, kind)
+        if given.no_ppo:
+            continue
+        reward = {"name": name, "options": options, "calibration": t.calibration}
+        changed.runs = overopt.align_policies(t, changed, pool, align_remedied, kinds, **reward)
+        unchanged = unchanged or changed
+        for which, kind in product((min, max), kinds):
+            runs, others = changed.runs_of(kind, which), unchanged.runs_of(kind, which)
+            found = {"gain_at_equal_kl": mean_gain_at_equal_kl(runs, others)}
+            found |= {x: changed.mean(x, "PPO", kind, which) for x in ("gold", "jury", *evidence.traits)}
+            found |= {"kl": np.mean([run["kl"] for run in runs])}
+            groups[f"PPO at {which(s.kl_weights):g}, {kind}"][name] = found
+    return groups
+
+
+def options_of(name, t, given):
+    """What a remedy needs besides a reward function."""
+    s, seed = t.settings, overopt.seed_for(t.seed, name)
+    if name == "contrast":
+        return {"posts": world.sample_posts(given.others, seed), "weight": given.contrast_weight}
+    if name == "distance":
+        compared = world.writers(s.list_gap, s.seen)[: 1 if t.task == "nli" else 2]  # as in judgements
+        texts = world.sample_texts(RATERS_TEXTS, seed, compared)
+        return {"texts": texts, "calibration": t.calibration, "weight": given.distance_weight}
+    return {}
+
+
+def with_remedy(evidence, t, name, options, pool):
+    """The Evidence of best-of-n by a remedy's rewards. Contrast and distance are linear in the reward: what
+    they make of an ensemble's mean is the mean of what they make of its members."""
+    scores, how = evidence.scores, REMEDIES[name][1]
+    if options:  # linear in the weight, too: computed at weight 1, and kept for any other
+        job = {"name": name, "options": options | {"weight": 1.0}, "rm_config": t.rm_config}
+        job |= {"posts": t.posts, "responses": t.bank}
+        found = pool.map(score_remedied, [{**job, "states": [state]} for state in t.states])
+        change = torch.stack(found).double().numpy().reshape(scores.shape) - scores
+        scores = scores + options["weight"] * change
+    return replace(evidence, scores=scores, aggregate=lambda x: aggregate(how, torch.from_numpy(x)).numpy())
+
+
+def main(argv=None):
+    """The command line."""
+    parser = parser_of(__doc__)
+    overopt.add_flags(parser)
+    for name, x in CHOSEN.items():
+        parser.add_argument(overopt.flag(name), type=type(x), default=x, help=f"default {x}")
+    parser.add_argument("--remedies", nargs="+", choices=REMEDIES, default=REMEDIES, help="default: all")
+    parser.add_argument("--no-ppo", action="store_true", help="best-of-n only")
+    given = parser.parse_args(argv)
+    if given.others < 1:
+        raise ValueError(f"--others must be >= 1, got {given.others}")
+    chosen = {name: getattr(given, name) for name in CHOSEN}
+    drawn = ("gold", "list", "wrong_facts", "length", "chatter")
+    variants.compare("remedies", given, measure, drawn, base="none", **chosen)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))

@@ -1,0 +1,93 @@
+"""What remedies.py and dial.py share: policies in several variants, compared world by world.
+
+A world's numbers are {group: {variant: {quantity: number}}}. A group is a method and what it is aligned to,
+such as "best of n, pretrain"; there a quantity is a list over n, and n = 1 is SFT.
+"""
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # overopt.py and what it imports
+sys.path.insert(0, str(Path(__file__).parents[2]))  # the five files of the core
+
+import numpy as np
+
+import overopt
+from claims import KINDS, interval, powers
+from figures import COLOURS, GREY, plt, write_png
+from pool import Pool, cluster, processes
+from report import write_json
+
+
+def compare(name, given, measure, quantities, base=None, **own):
+    """A script from its parsed flags to NAME.json and NAME.png. measure(given, s, seed, pool): the numbers of
+    a world. quantities: what is drawn. base: see `table`. own: the script's own flags, for the record."""
+    s, out = overopt.settings_from(given), given.out or Path("runs", name)
+    if min(s.pretrain_seeds, s.finetune_seeds) < 2:
+        raise ValueError("--pretrain-seeds and --finetune-seeds must be >= 2: ensembles are compared")
+    overopt.check_folder(out, s, given.seeds, given.task)
+    with cluster(given.scheduler) if given.scheduler else processes(given.processes) as executor:
+        pool = Pool(executor, out / "cache")
+        worlds = {seed: measure(given, s, seed, pool) for seed in given.seeds}
+    record = {"task": given.task, "settings": asdict(s), **own, "n": powers(s.n), "worlds": worlds}
+    write_json(overopt.rounded(record), out / f"{name}.json")
+    write_png(draw(worlds, quantities), out / f"{name}.png")
+    changed = {flag: x for flag, x in asdict(s).items() if x != getattr(overopt.Settings, flag)}
+    print(f"\n{given.task}, worlds {given.seeds}, best of {s.n}; {changed | own}\n{table(worlds, base)}")
+    print(f"\n{name}.json and {name}.png are in {out}")
+
+
+def best_of_n(evidence, kind):
+    """Gold, the jury's reward and every trait of the best of n by a kind: {name: (len(ns),)}."""
+    values = {"gold": evidence.gold, "jury": evidence.jury.mean(0), **evidence.traits}
+    return {name: evidence.best_of_n(kind, x, powers(x.shape[1])) for name, x in values.items()}
+
+
+def numbers(worlds, group, variant, quantity, which=-1):
+    """One number of each world, (worlds,): of the largest n; which=0: of n = 1."""
+    return np.array([np.ravel(world[group][variant][quantity])[which] for world in worlds.values()])
+
+
+def cell(values):
+    """Mean over worlds, from three on with its 95 % interval: cell([1, 2, 3]) -> "2.00 [-0.48, 4.48]"."""
+    mean, low, high = interval(values)
+    return f"{mean:.2f}" + (f" [{low:.2f}, {high:.2f}]" if len(values) >= 3 else "")
+
+
+def table(worlds, base=None):
+    """A block for each group, a line for each quantity, a column for each variant. If the first variant is
+    the base, the others are differences from it, taken world by world."""
+    lines = []
+    for group, variants in next(iter(worlds.values())).items():
+        lines.append(f"\n{group:<20}" + "".join(f"{variant:>22}" for variant in variants))
+        for quantity in next(iter(variants.values())):
+            first, *others = (numbers(worlds, group, variant, quantity) for variant in variants)
+            if base in variants:
+                others = [values - first for values in others]
+            lines.append(f"  {quantity:<18}" + "".join(f"{cell(values):>22}" for values in [first, *others]))
+    return "\n".join(lines)
+
+
+def draw(worlds, quantities):
+    """A row of panels for each method, a panel for each quantity: a dot for each variant and kind, the mean
+    over worlds, from three on with its 95 % interval."""
+    groups = next(iter(worlds.values()))
+    methods = list(dict.fromkeys(group.split(", ")[0] for group in groups))
+    shape = {"figsize": (4.2 * len(quantities), 3.5 * len(methods)), "squeeze": False, "sharey": "col"}
+    figure, axes = plt.subplots(len(methods), len(quantities), layout="constrained", **shape)
+    for panels, method in zip(axes, methods, strict=True):
+        series = [("best of n, pretrain", 0, GREY, "SFT")]
+        series += [(f"{method}, {kind}", -1, COLOURS[kind], name) for kind, name in KINDS.items()]
+        series = [row for row in series if row[0] in groups]
+        ticks = groups[f"{method}, pretrain"]
+        for axis, quantity in zip(panels, quantities, strict=True):
+            for i, (group, which, colour, label) in enumerate(series):
+                values = [numbers(worlds, group, variant, quantity, which) for variant in groups[group]]
+                mean, _, high = np.transpose([interval(x) for x in values])
+                half = high - mean if len(worlds) >= 3 else None
+                axis.errorbar(np.arange(len(mean)) + 0.12 * i, mean, half, fmt="o", color=colour, label=label)
+            axis.set_xticks(range(len(ticks)), ticks, rotation=20, fontsize=10)
+            axis.set(title=f"{method}: {quantity.replace('_', ' ')}")
+    axes[0, 0].legend(fontsize=9)
+    return figure
