@@ -85,13 +85,11 @@ def world_line(task, records):
     )
 
 
-def mean_line(records, values):
-    """Task by task, the mean and 95 % interval over worlds of values(record)."""
-    cells = []
-    for task, found in records.items():
-        row = dict(zip(("mean", "low", "high"), interval([values(r) for r in found]), strict=True))
-        cells.append(f"{task} {mean_and_interval(row)}")
-    return ", ".join(cells)
+def mean_over(records, values):
+    """Mean and 95 % interval over worlds of values(record)."""
+    return mean_and_interval(
+        dict(zip(("mean", "low", "high"), interval([*map(values, records)]), strict=True))
+    )
 
 
 def edit(name):
@@ -132,17 +130,14 @@ WHY = {
 
 
 def sections(records):
-    """{name: text} of all that a page may ask for. A claim's id: its mean and interval, task by task."""
+    """{name: text} of all that a page may ask for. A claim's id: its mean and interval for tldr."""
     tables = {task: {row["id"]: row for row in claims_table(found)} for task, found in records.items()}
-    texts = {name: mean_line(records, values) for name, values in WHY.items()}
-    for claim in CLAIMS:
-        found = [(task, table[claim.id]) for task, table in tables.items() if claim.id in table]
-        texts[claim.id] = ", ".join(f"{task} {mean_and_interval(row)}" for task, row in found)
+    texts = {name: mean_over(records["tldr"], values) for name, values in WHY.items()}
+    texts |= {id: mean_and_interval(row) for id, row in tables["tldr"].items()}
     results = [f"## {t}\n\n{full_markdown(tables[t])}\n\n{traits_markdown(records[t])}" for t in records]
-    worlds = ", ".join(f"{task} {len(found)}" for task, found in records.items())
     measures = "\n".join(f"- `{claim.id}`: {claim.statement}" for claim in CLAIMS)
     return texts | {
-        "count": worlds,
+        "count": str(len(records["tldr"])),
         "watch": f"\n```\n{shortened((RESULTS / 'watch.txt').read_text('utf-8'))}\n```\n",
         "claims": f"\n{claims_markdown(tables, records)}\n",
         "measures": f"\n{measures}\n",
