@@ -14,7 +14,8 @@ import readme
 
 EXPERIMENTS = ["experiments/README.md", "experiments/results/README.md", "experiments/assignments/README.md"]
 PAGES = ["README.md", *EXPERIMENTS]
-OTHER_FLAGS = set("--index-url --nworkers --nthreads --bank --limit --of --only --prefix --words".split())
+OTHER_FLAGS = set("--bank --index-url --limit --models --nthreads --nworkers --of --only".split())
+OTHER_FLAGS |= set("--memory --network --pids-limit --prefix --rm --seed --user --words".split())
 LINK = re.compile(r"\[([^\]]+)\]\(([^)#]+)\)")
 
 
@@ -38,7 +39,7 @@ def test_named_functions_are_in_the_linked_file(page):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_flags_exist(page):
-    """A page shows a flag of overopt.py that it no longer has. (Others: of pip, dask, grade.py.)"""
+    """A page shows a flag of overopt.py that it no longer has. (Others: of pip, dask, docker, git, grade.py.)"""
     command = [sys.executable, ROOT / "experiments/overopt.py", "--help"]
     said = subprocess.run(command, capture_output=True, text=True).stdout
     shown, known = (
