@@ -39,7 +39,7 @@ def test_named_functions_are_in_the_linked_file(page):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_flags_exist(page):
-    """A page shows a flag of overopt.py that it no longer has. (Others: of pip, dask, docker, git, grade.py.)"""
+    """A page shows a flag of overopt.py that it no longer has. (Others: of pip, dask, docker, git, ...)"""
     command = [sys.executable, ROOT / "experiments/overopt.py", "--help"]
     said = subprocess.run(command, capture_output=True, text=True).stdout
     shown, known = (
