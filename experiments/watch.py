@@ -1,14 +1,15 @@
 """Watch a reward being hacked: PPO from a trained policy, and what it makes of one post on its way.
 
     python experiments/watch.py                                   # one reward model, then a pretrain ensemble
-    python experiments/watch.py --reward finetune --kl-weight 0.1
+    python experiments/watch.py --reward finetune contrast --kl-weight 0.1
     python experiments/watch.py --post "ben lost two kites in lima on friday. our food was awful. tl;dr:"
     python experiments/watch.py --models runs/quick/models-1-tldr.pt          # of a run of your own
 
 Nothing is trained first: the policy (SFT) and the reward models are those of one world of the results. A line
 shows the policy after so many updates: its KL to SFT, the means of proxy and gold over all its texts, and its
-answer to the one post, with the same luck every time. "Liked by": a + for each reward model that rates the
-answer higher than the first one, first the members of the ensemble, which PPO sees, then the others.
+answer to the one post, with the same luck every time. "Liked by" compares it with the first answer: a + for
+each reward model that rates it higher, a - lower, a . within a tenth of a standard deviation. Members are what
+PPO sees; the others and the jury (of a further pretraining) are not.
 """
 
 import copy
@@ -18,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from shutil import get_terminal_size
 
+sys.path.insert(0, str(Path(__file__).parent / "more"))  # remedies.py
 sys.path.insert(0, str(Path(__file__).parent.parent))  # the five files live one folder up
 
 import torch
@@ -29,8 +31,10 @@ from ensemble import Ensemble, finetune_ensembles, pretrain_ensembles
 from models import SHIPPED, load_models
 from policy import sample
 from ppo import PPOConfig, ppo
+from remedies import CHOSEN, contrast
 from report import exit_status, gold_in_parts, parser_of
 
+REWARDS = KINDS | {"contrast": "pretrain ensemble, less what a text earns under other posts"}
 EVERY = 4  # updates from line to line
 # Larger steps than the experiment's, and fewer: the same story in half the time.
 QUICK = {"batch_size": 128, "minibatch_size": 64, "lr": 6e-4}
@@ -43,7 +47,7 @@ def judges_of(models, kind):
     """{name: Ensemble} of the members of a kind of reward, the other reward models, and the jury."""
     grid = models.grid
     kinds = {"single": grid[0][:1], "finetune": finetune_ensembles(grid)[0]}
-    kinds["pretrain"] = pretrain_ensembles(grid)[0]
+    kinds["pretrain"] = kinds["contrast"] = pretrain_ensembles(grid)[0]
     others = [rm for row in grid for rm in row if rm not in kinds[kind]]
     judges = {"members": kinds[kind], "others": others, "jury": models.jury}
     return {name: Ensemble(rms) for name, rms in judges.items()}
@@ -61,22 +65,25 @@ def watch(models, kind, post, config):
     judge's marks."""
     judges, gold = judges_of(models, kind), partial(world.gold, task=models.task)
     policy, prompts = copy.deepcopy(models.policy), world.sample_posts(1000, config.seed)
+    reward = judges["members"]
+    if kind == "contrast":
+        reward = contrast(reward, prompts[: CHOSEN["others"]], CHOSEN["contrast_weight"])
 
     def answer():
         generator = torch.Generator().manual_seed(config.seed)
         return sample(policy, post, world.RESPONSE_LENGTH, generator)
 
-    print(f"\nPPO on {KINDS[kind]}, KL weight {config.beta:g}")
+    print(f"\nPPO on {REWARDS[kind]}, KL weight {config.beta:g}")
     widths = {name: max(len(name), len(judge.rms)) for name, judge in judges.items()}
     print(HEAD + "".join(f"  {name:{width}}" for name, width in widths.items()) + "  text")
     response, first = answer(), None
-    for record in ppo(policy, judges["members"], prompts, config, gold):  # each has changed the policy
+    for record in ppo(policy, reward, prompts, config, gold):  # each has changed the policy
         if record["update"] % EVERY == 0 or record["update"] == config.updates - 1:
             rewards = {name: judge.scores(post, response)[:, 0] for name, judge in judges.items()}
             first = first or rewards
             liked = {name: marks(rewards[name], first[name]) for name in judges}
             line = f"{record['update']:6}{record['kl']:5.1f}{record['proxy']:7.2f}{record['gold']:6.2f}"
-            line += f"{rewards['members'].mean():7.2f}{gold(post, response).item():6.2f}"
+            line += f"{reward(post, response).item():7.2f}{gold(post, response).item():6.2f}"
             line += "".join(f"  {liked[name]:{width}}" for name, width in widths.items())
             show(line, world.decode(response[0]))
         last, response = response, answer()
@@ -97,7 +104,7 @@ def ends(models, post, found):
     lines = ["\nAt the end"]
     for kind, (response, liked) in found.items():
         fans = ", ".join(f"{mark.count('+')} of {len(mark)} {name}" for name, mark in liked.items())
-        lines.append(f"  {KINDS[kind]}:  {world.decode(response[0])}")
+        lines.append(f"  {REWARDS[kind]}:  {world.decode(response[0])}")
         lines.append(f"      gold {gold_in_parts(post[0].tolist(), response[0].tolist(), models.task)}")
         lines.append(f"      liked better than the first text by {fans}")
     return "\n".join(lines)
@@ -108,8 +115,8 @@ def main():
     parser = parser_of(__doc__)
     add = parser.add_argument
     add("--post", help="a post in the world's words (default: that of the world's film)")
-    default = ["single", "pretrain"]
-    add("--reward", choices=KINDS, nargs="+", default=default, help="of PPO (default single, then pretrain)")
+    kinds = {"choices": REWARDS, "nargs": "+", "default": ["single", "pretrain"]}
+    add("--reward", **kinds, help="what PPO optimises (default single pretrain)")
     add("--kl-weight", type=float, default=0.01, help="weight of the KL penalty (default 0.01)")
     add("--updates", type=int, default=24, help="updates of PPO (default 24)")
     add("--seed", type=int, default=0, help="of PPO (default 0)")
