@@ -8,8 +8,8 @@
 Nothing is trained first: the policy (SFT) and the reward models are those of one world of the results. A line
 shows the policy after so many updates: its KL to SFT, the means of proxy and gold over all its texts, and its
 answer to the one post, with the same luck every time. "Liked by" compares it with the first answer: a + for
-each reward model that rates it higher, a - lower, a . within a tenth of a standard deviation. Members are what
-PPO sees; the others and the jury (of a further pretraining) are not.
+each reward model that rates it higher, a - lower, a . within a tenth of a standard deviation. PPO sees the
+members, neither the others nor the jury, which is of a further pretraining.
 """
 
 import copy
