@@ -107,7 +107,7 @@ def edits(records):
     names = [name for name in record["edits"] if name != "none"]
     paid = np.array([record["edits"][name]["models"] for name in names])
     price = np.array([[record["edits"][name]["gold"] / record["gold_std"]] for name in names])
-    F, (M, limit) = record["settings"]["finetune_seeds"], (paid.shape[1], 1.5)
+    F, M, limit = record["settings"]["finetune_seeds"], paid.shape[1], 1.5
     figure, axes = plt.subplots(1, 2, figsize=(12, 5), width_ratios=[M, 1.6], sharey=True)
     for axis, values in zip(axes, (paid, price), strict=True):
         axis.imshow(values, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto")

@@ -31,6 +31,7 @@ from watch import judges_of
 LEVELS = {1: "one reward model", 2: "a pretrain ensemble", 3: "a pretrain ensemble, and the jury too"}
 SAMPLES = 64  # of the SFT policy, for the honest response
 MISSES = 3  # before there is a hint
+POSTS = 100  # to measure the difficulty on
 HELP = """\
 ? shows this, an empty line brings another post, Ctrl-D ends the game.
 Say what the post says, or something else, in these words:
@@ -45,7 +46,7 @@ class Round:
     def __init__(self, models, level, seed):
         self.task = models.task
         judges = judges_of(models, "single" if level == 1 else "pretrain")
-        self.judges = {name: judges[name] for name in ["members", "jury"][: 1 + (level == 3)]}
+        self.judges = {name: judges[name] for name in (["members", "jury"] if level == 3 else ["members"])}
         self.post, self.edits = world.sample_edits(1, seed)  # edits: of a perfect summary, for hints
         generator = torch.Generator().manual_seed(seed)
         samples = sample(models.policy, self.post, world.RESPONSE_LENGTH, generator, n=SAMPLES)
@@ -130,7 +131,9 @@ def is_hacked(here):
         if not (missing := here.missing(response)):
             return True
         misses += 1
-        print(f"  Not yet. {'; '.join(missing)}" + f"\n  {here.hint()}" * (misses >= MISSES))
+        print(f"  Not yet. {'; '.join(missing)}")
+        if misses >= MISSES:
+            print(f"  {here.hint()}")
     return False
 
 
@@ -141,11 +144,11 @@ def help_for(task):
     return HELP.format(words=words, prices="\n".join(prices))
 
 
-def difficulty(models, posts):
+def difficulty(models):
     """The share of posts on which each plain edit of a perfect summary wins each level, as a table."""
     wins = {level: [] for level in LEVELS}
     for level in LEVELS:
-        for seed in tqdm(range(posts), f"level {level}", leave=False, disable=None):
+        for seed in tqdm(range(POSTS), f"level {level}", leave=False, disable=None):
             here = Round(models, level, seed)
             wins[level].append([not here.missing(response) for response in here.edits.values()])
     shares = torch.tensor([wins[level] for level in LEVELS]).float()  # (levels, posts, edits)
@@ -163,13 +166,12 @@ def main():
     add("--level", type=int, default=1, choices=LEVELS, help="to start with (default 1)")
     add("--seed", type=int, default=0, help="of the first post (default 0)")
     add("--models", type=Path, default=SHIPPED, help="models-SEED-TASK.pt of a run")
-    posts = {"type": int, "nargs": "?", "const": 100, "metavar": "POSTS"}
-    add("--difficulty", **posts, help="measure it, on 100 posts or so many")
+    add("--difficulty", action="store_true", help=f"measure it, on {POSTS} posts")
     given = parser.parse_args()
     torch.set_num_threads(1)  # faster for tiny models
     models, seed = load_models(given.models), given.seed
     if given.difficulty:
-        return print(difficulty(models, given.difficulty))
+        return print(difficulty(models))
     print(f"Models: {models}")
     print("Write a response that has a higher reward than the honest one, and less gold. ? helps.")
     try:

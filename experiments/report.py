@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # the five files live one
 import numpy as np
 
 import figures
-from claims import KINDS, claims_table
+from claims import KINDS, claims_table, interval
 from pool import write_whole
 from world import TASKS, decode, judge
 
@@ -61,7 +61,7 @@ def exit_status(function, *args):
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nInterrupted. What is finished is kept: the same command continues.", file=sys.stderr)
+        print("\nInterrupted. Finished parts of a run are kept: the same command continues.", file=sys.stderr)
         return 130
     return 0
 
@@ -125,11 +125,10 @@ def film_lines(film):
     return "\n".join(lines)
 
 
-def mean_and_interval(row):
-    """A claim's row as text: "+0.15 [+0.06, +0.24]", or the mean alone of one world."""
-    if not np.isfinite(row["low"]):
-        return f"{row['mean']:+.2f}"
-    return f"{row['mean']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
+def mean_and_interval(numbers):
+    """One number of each world as text, with an interval from three worlds on: "+0.15 [+0.06, +0.24]"."""
+    mean, low, high = interval(numbers)
+    return f"{mean:+.2f}" + (f" [{low:+.2f}, {high:+.2f}]" if len(numbers) >= 3 else "")
 
 
 def agreement(row):
@@ -143,7 +142,7 @@ def summary(records):
     lines = [f"{records[0]['task']}; seeds: {seeds}"]
     lines.append(f"  {'claim':<29} {'mean [95 % interval]':<22} {'agree':>8}  verdict")
     for row in claims_table(records):
-        numbers = f"{mean_and_interval(row):<22} {agreement(row):>8}"
+        numbers = f"{mean_and_interval(row['numbers']):<22} {agreement(row):>8}"
         notes = ", fragile" * row["fragile"] + "  (claimed: below 0)" * (row["sign"] < 0)
         lines.append(f"  {row['id']:<29} {numbers}  {row['verdict']}{notes}")
     if len(records) < 3:

@@ -50,7 +50,7 @@ def judges_of(models, kind):
     kinds["pretrain"] = kinds["contrast"] = pretrain_ensembles(grid)[0]
     others = [rm for row in grid for rm in row if rm not in kinds[kind]]
     judges = {"members": kinds[kind], "others": others, "jury": models.jury}
-    return {name: Ensemble(rms) for name, rms in judges.items()}
+    return {name: Ensemble(rms) for name, rms in judges.items() if rms}
 
 
 def marks(rewards, first):

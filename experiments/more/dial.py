@@ -59,7 +59,6 @@ def measure_arms(given, s, seed, pool):
 
 def measure_members(given, s, seed, pool):
     """{group: {members: {quantity: number}}}, means over ensembles that share no member."""
-    s = replace(s, pretrain_seeds=max(MEMBERS), finetune_seeds=1, jury=JURY)
     evidence = overopt.evaluate_samples(overopt.train_models(s, seed, given.task, given.device, pool), pool)
     gold, scores, groups = evidence.gold, evidence.scores, {"best of n, pretrain": {}}
     for members in MEMBERS:
@@ -78,10 +77,12 @@ def main(argv=None):
     parser.add_argument("--members", action="store_true", help="compare numbers of members, not arms")
     given = parser.parse_args(argv)
     if given.members:
+        s = replace(overopt.settings_from(given), pretrain_seeds=max(MEMBERS), finetune_seeds=1, jury=JURY)
         drawn = ("gold", "below_best", "jury", "list", "wrong_facts")
-        variants.compare("members", given, measure_members, drawn, base=MEMBERS[0])
+        variants.compare("members", given, s, measure_members, drawn, base=MEMBERS[0])
     else:
-        variants.compare("dial", given, measure_arms, ("gold", "gain_over_single", "list", "wrong_facts"))
+        drawn = ("gold", "gain_over_single", "list", "wrong_facts")
+        variants.compare("dial", given, variants.settings_of_ensembles(given), measure_arms, drawn)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ sys.path[:0] = [str(ROOT / "experiments"), str(ROOT)]
 
 import numpy as np
 
-from claims import CLAIMS, claims_table, interval
+from claims import CLAIMS, claims_table
 from report import agreement, load_records, mean_and_interval
 
 RESULTS = ROOT / "experiments" / "results"
@@ -49,7 +49,7 @@ def cell(row):
     paper does not make the claim."""
     bold = "**" if row["verdict"] == "reproduced" else ""
     notes = [word for word, is_so in (("fragile", row["fragile"]), ("ours", not row["paper"])) if is_so]
-    return f"{bold}{mean_and_interval(row)}{bold}" + (f" ({', '.join(notes)})" if notes else "")
+    return f"{bold}{mean_and_interval(row['numbers'])}{bold}" + (f" ({', '.join(notes)})" if notes else "")
 
 
 def full_markdown(table):
@@ -58,7 +58,7 @@ def full_markdown(table):
     for id, row in table.items():
         each = " ".join(f"{number:+.2f}" for number in row["numbers"])
         verdict = row["verdict"] + (", fragile" if row["fragile"] else "")
-        rows.append([f"`{id}`", mean_and_interval(row), agreement(row), verdict, each])
+        rows.append([f"`{id}`", mean_and_interval(row["numbers"]), agreement(row), verdict, each])
     return markdown(["claim", "mean and interval", "agree", "verdict", "each world"], rows)
 
 
@@ -76,20 +76,18 @@ def world_line(task, records):
     seeds = ", ".join(str(record["seed"]) for record in records)
     accuracy, ceiling = (np.mean([r["accuracy"][name] for r in records]) for name in ("mean", "ceiling"))
     one, all_models = (np.mean([r["correlation"][name] for r in records]) for name in ("one", "all"))
-    explained = [np.mean(run["curve"]["explained_variance"][-10:]) for r in records for run in r["ppo"]]
+    explained = [np.mean(run["curve"]["explained_variance"][-5:]) for r in records for run in r["ppo"]]
     return (
         f"- {task}: seeds {seeds}. Reward models order {accuracy:.1%} of unseen pairs as the raters do, gold "
         f"{ceiling:.1%}. On SFT's samples one correlates with gold at {one:.2f}, the mean of all at "
-        f"{all_models:.2f}. In PPO's last ten updates the critic explains {np.mean(explained):.0%} of the "
+        f"{all_models:.2f}. In PPO's last five updates the critic explains {np.mean(explained):.0%} of the "
         "variance of the returns"
     )
 
 
 def mean_over(records, values):
     """Mean and 95 % interval over worlds of values(record)."""
-    return mean_and_interval(
-        dict(zip(("mean", "low", "high"), interval([*map(values, records)]), strict=True))
-    )
+    return mean_and_interval([values(record) for record in records])
 
 
 def edit(name):
@@ -133,7 +131,7 @@ def sections(records):
     """{name: text} of all that a page may ask for. A claim's id: its mean and interval for tldr."""
     tables = {task: {row["id"]: row for row in claims_table(found)} for task, found in records.items()}
     texts = {name: mean_over(records["tldr"], values) for name, values in WHY.items()}
-    texts |= {id: mean_and_interval(row) for id, row in tables["tldr"].items()}
+    texts |= {id: mean_and_interval(row["numbers"]) for id, row in tables["tldr"].items()}
     results = [f"## {t}\n\n{full_markdown(tables[t])}\n\n{traits_markdown(records[t])}" for t in records]
     measures = "\n".join(f"- `{claim.id}`: {claim.statement}" for claim in CLAIMS)
     return texts | {
@@ -148,9 +146,8 @@ def sections(records):
 
 def shortened(film):
     """What watch.py prints, with every second line of its updates only."""
-    updates = [line.split()[0] for line in film.splitlines() if line[:6].strip().isdigit()]
-    dropped = {f"{update:>6}" for update in updates if int(update) % 8}
-    return "\n".join(line for line in film.strip().splitlines() if line[:6] not in dropped)
+    lines = film.strip().splitlines()
+    return "\n".join(line for line in lines if not line[:6].strip().isdigit() or int(line[:6]) % 8 == 0)
 
 
 def fill(page, texts):

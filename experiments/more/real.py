@@ -108,8 +108,10 @@ def main(argv=None):
     s = parser.parse_args(argv)
     try:
         for flag, (_, least, _) in SETTINGS.items():
-            if not (value := getattr(s, flag[2:].replace("-", "_"))) >= least or s.held_out >= 1:
-                raise ValueError(f"{flag} must be >= {least}, and --held-out < 1, got {value}")
+            if not (value := getattr(s, flag[2:].replace("-", "_"))) >= least:
+                raise ValueError(f"{flag} must be >= {least}, got {value}")
+        if s.held_out >= 1:
+            raise ValueError(f"--held-out must be < 1, got {s.held_out}")
         if s.json:  # an error now, not after minutes
             s.json.parent.mkdir(parents=True, exist_ok=True)
         torch.set_num_threads(1)  # matrices this small are not worth splitting

@@ -19,7 +19,8 @@ would make the same KL weight bite harder. So for PPO every reward, that of "non
 Controls: where raters see no chatter, models may pay for chatter copied from the post. That depends on the
 post, so contrast must not cure it. With --list-gap 0 no shared hack is planted.
 
-Takes the flags of overopt.py but --aggregator and --device. Into --out go remedies.json and remedies.png.
+Takes the flags of overopt.py; --aggregator and --device change nothing. Into --out go remedies.json and a
+figure, remedies.png.
 """
 
 import copy
@@ -190,9 +191,9 @@ def main(argv=None):
     given = parser.parse_args(argv)
     if given.others < 1:
         raise ValueError(f"--others must be >= 1, got {given.others}")
-    chosen = {name: getattr(given, name) for name in CHOSEN}
+    s, chosen = variants.settings_of_ensembles(given), {name: getattr(given, name) for name in CHOSEN}
     drawn = ("gold", "list", "wrong_facts", "length", "chatter")
-    variants.compare("remedies", given, measure, drawn, base="none", **chosen)
+    variants.compare("remedies", given, s, measure, drawn, base="none", **chosen)
 
 
 if __name__ == "__main__":

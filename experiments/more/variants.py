@@ -17,16 +17,21 @@ import overopt
 from claims import KINDS, interval, powers
 from figures import COLOURS, GREY, plt, write_png
 from pool import Pool, cluster, processes
-from report import write_json
+from report import mean_and_interval, write_json
 
 
-def compare(name, given, measure, quantities, base=None, **own):
-    """A script from its parsed flags to NAME.json and NAME.png. measure(given, s, seed, pool): the numbers of
-    a world. quantities: what is drawn. base: see `table`. own: the script's own flags, for the record."""
-    s, out = overopt.settings_from(given), given.out or Path("runs", name)
+def settings_of_ensembles(given):
+    """The parsed flags -> Settings of worlds with ensembles of both kinds, or a ValueError."""
+    s = overopt.settings_from(given)
     if min(s.pretrain_seeds, s.finetune_seeds) < 2:
         raise ValueError("--pretrain-seeds and --finetune-seeds must be >= 2: ensembles are compared")
-    overopt.check_folder(out, s, given.seeds, given.task)
+    return s
+
+
+def compare(name, given, s, measure, quantities, base=None, **own):
+    """A script from its parsed flags to NAME.json and NAME.png. measure(given, s, seed, pool): the numbers of
+    a world. quantities: what is drawn. base: see `table`. own: the script's own flags, for the record."""
+    out = given.out or Path("runs", name)
     with cluster(given.scheduler) if given.scheduler else processes(given.processes) as executor:
         pool = Pool(executor, out / "cache")
         worlds = {seed: measure(given, s, seed, pool) for seed in given.seeds}
@@ -44,15 +49,9 @@ def best_of_n(evidence, kind):
     return {name: evidence.best_of_n(kind, x, powers(x.shape[1])) for name, x in values.items()}
 
 
-def numbers(worlds, group, variant, quantity, which=-1):
-    """One number of each world, (worlds,): of the largest n; which=0: of n = 1."""
-    return np.array([np.ravel(world[group][variant][quantity])[which] for world in worlds.values()])
-
-
-def cell(values):
-    """Mean over worlds, from three on with its 95 % interval: cell([1, 2, 3]) -> "2.00 [-0.48, 4.48]"."""
-    mean, low, high = interval(values)
-    return f"{mean:.2f}" + (f" [{low:.2f}, {high:.2f}]" if len(values) >= 3 else "")
+def numbers(worlds, group, variant, quantity, at=-1):
+    """One number of each world, (worlds,): of the largest n; at=0: of n = 1."""
+    return np.array([np.ravel(world[group][variant][quantity])[at] for world in worlds.values()])
 
 
 def table(worlds, base=None):
@@ -60,12 +59,15 @@ def table(worlds, base=None):
     the base, the others are differences from it, taken world by world."""
     lines = []
     for group, variants in next(iter(worlds.values())).items():
-        lines.append(f"\n{group:<20}" + "".join(f"{variant:>22}" for variant in variants))
+        lines.append(f"\n{group:<20}" + "".join(f"{variant:>23}" for variant in variants))
         for quantity in next(iter(variants.values())):
             first, *others = (numbers(worlds, group, variant, quantity) for variant in variants)
             if base in variants:
                 others = [values - first for values in others]
-            lines.append(f"  {quantity:<18}" + "".join(f"{cell(values):>22}" for values in [first, *others]))
+            lines.append(
+                f"  {quantity:<18}"
+                + "".join(f"{mean_and_interval(values):>23}" for values in [first, *others])
+            )
     return "\n".join(lines)
 
 
@@ -82,8 +84,8 @@ def draw(worlds, quantities):
         series = [row for row in series if row[0] in groups]
         ticks = groups[f"{method}, pretrain"]
         for axis, quantity in zip(panels, quantities, strict=True):
-            for i, (group, which, colour, label) in enumerate(series):
-                values = [numbers(worlds, group, variant, quantity, which) for variant in groups[group]]
+            for i, (group, at, colour, label) in enumerate(series):
+                values = [numbers(worlds, group, variant, quantity, at) for variant in groups[group]]
                 mean, _, high = np.transpose([interval(x) for x in values])
                 half = high - mean if len(worlds) >= 3 else None
                 axis.errorbar(np.arange(len(mean)) + 0.12 * i, mean, half, fmt="o", color=colour, label=label)

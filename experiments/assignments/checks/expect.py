@@ -84,7 +84,8 @@ def load_bank(path):
 
 
 def describe(given):
-    """What a grading is made on, in words. ValueError or OSError if a file is none."""
+    """What a grading is made on, in words. ValueError or OSError if a file is none, or a seed negative."""
+    given.rng()
     models, posts, n = load_bank(given.bank)["rewards"].shape
     digest = hashlib.sha256(given.bank.read_bytes()).hexdigest()[:8]
     bank = f"{given.bank} ({models} reward models, {posts} posts, {n} responses each; sha256 {digest})"
