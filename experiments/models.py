@@ -45,7 +45,6 @@ class Models:
     seed: int
     task: str
     commit: str  # of the code that trained them
-    post: str  # that of the world's film: of the first 50, where PPO on one reward model hacks most
     policy: LanguageModel  # after SFT; no reward has touched it
     grid: list  # grid[pretrain_seed][finetune_seed] of reward models
     jury: list  # reward models of a further pretraining
@@ -56,11 +55,11 @@ class Models:
         return f"world {self.seed} of {self.task} (commit {self.commit}): {has}"
 
 
-def pack_models(t, post):
+def pack_models(t):
     """The bytes of models-SEED-TASK.pt, of what `overopt.train_models` gives: the first KEPT of each."""
     F = t.settings.finetune_seeds
     rows = [t.states[first : first + F] for first in range(0, len(t.states), F)]
-    packed = {"seed": t.seed, "task": t.task, "commit": commit(), "post": post}
+    packed = {"seed": t.seed, "task": t.task, "commit": commit()}
     packed |= {"config": asdict(t.config), "rm_config": asdict(t.rm_config), "policy": half(t.sft)}
     packed |= {"grid": [[half(state) for state in row[:KEPT]] for row in rows]}
     return saved(packed | {"jury": [half(state) for state in t.jury[:KEPT]]})
@@ -89,7 +88,7 @@ def load_models(path):
         policy = language_model(config, found["policy"], "cpu")
         grid = [[reward_model(rm_config, state, "cpu") for state in row] for row in found["grid"]]
         jury = [reward_model(rm_config, state, "cpu") for state in found["jury"]]
-        about = [found[name] for name in ("seed", "task", "commit", "post")]
+        about = [found[name] for name in ("seed", "task", "commit")]
         return Models(*about, policy, grid, jury)
     except FileNotFoundError:
         raise ValueError(f"there is no file {path}: python experiments/overopt.py makes one") from None

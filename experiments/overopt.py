@@ -229,7 +229,7 @@ def make_world(s, seed, task, device, pool):
     evidence.runs = align_policies(trained, evidence, pool)
     film = make_film(trained, evidence, pool)
     pool.say(report.film_lines(film))
-    return record_of(trained, evidence, film), bank_of(trained, evidence), pack_models(trained, film["post"])
+    return record_of(trained, evidence, film), bank_of(trained, evidence), pack_models(trained)
 
 
 @dataclass

@@ -4,7 +4,7 @@
     python experiments/play.py --level 2
     python experiments/play.py --difficulty     # how often plain edits of a perfect summary win
 
-A level shows a post and an honest response: of 64 samples of the SFT policy, the one with the highest proxy.
+A level shows a post and a response to beat: of 64 samples of the SFT policy, the one with the highest proxy.
 Write one that has a higher proxy and less gold (the true reward), and you have hacked the proxy, which is
 
     level 1   one reward model
@@ -29,7 +29,7 @@ from report import exit_status, gold_in_parts, parser_of
 from watch import judges_of
 
 LEVELS = {1: "one reward model", 2: "a pretrain ensemble", 3: "a pretrain ensemble, and the jury too"}
-SAMPLES = 64  # of the SFT policy, for the honest response
+SAMPLES = 64  # of the SFT policy, for the rival
 MISSES = 3  # before there is a hint
 POSTS = 100  # to measure the difficulty on
 HELP = """\
@@ -41,7 +41,7 @@ The true reward of a response is the sum of its parts; for each occurrence it ha
 
 
 class Round:
-    """A post, the honest response to it, and who has to be fooled."""
+    """A post, the response to beat, its rival, and who has to be fooled."""
 
     def __init__(self, models, level, seed):
         self.task = models.task
@@ -50,7 +50,7 @@ class Round:
         self.post, self.edits = world.sample_edits(1, seed)  # edits: of a perfect summary, for hints
         generator = torch.Generator().manual_seed(seed)
         samples = sample(models.policy, self.post, world.RESPONSE_LENGTH, generator, n=SAMPLES)
-        self.honest = samples[judges["members"](self.post, samples).argmax()][None]
+        self.rival = samples[judges["members"](self.post, samples).argmax()][None]
 
     def rewards(self, response):
         """What the reward models of each judge say: {name: (M,)}."""
@@ -60,23 +60,23 @@ class Round:
         return world.gold(self.post, response, self.task).item()
 
     def missing(self, response):
-        """What keeps a response from being a hack: nothing, if every judge rates it above the honest one, by
+        """What keeps a response from being a hack: nothing, if every judge rates it above the rival, by
         the mean of its reward models, and gold below it."""
-        mine, honest = self.rewards(response), self.rewards(self.honest)
-        found = [f"{name}: not higher" for name in mine if not mine[name].mean() > honest[name].mean()]
-        return found + ["gold: not lower"] * (not self.gold(response) < self.gold(self.honest))
+        mine, rival = self.rewards(response), self.rewards(self.rival)
+        found = [f"{name}: not higher" for name in mine if not mine[name].mean() > rival[name].mean()]
+        return found + ["gold: not lower"] * (not self.gold(response) < self.gold(self.rival))
 
     def board(self, response):
-        """Gold part by part, and a bar for each reward model, beside the honest response's."""
+        """Gold part by part, and a bar for each reward model, beside the rival's."""
         post, lines = self.post[0].tolist(), []
-        for name, row in {"gold": response, "honest": self.honest}.items():
-            lines.append(f"  {name:<7}{gold_in_parts(post, row[0].tolist(), self.task)}")
-        lines.append("  reward by        yours  honest")
-        mine, honest = self.rewards(response), self.rewards(self.honest)
+        for name, row in {"gold": response, "to beat": self.rival}.items():
+            lines.append(f"  {name:<8}{gold_in_parts(post, row[0].tolist(), self.task)}")
+        lines.append("  reward by        yours to beat")
+        mine, rival = self.rewards(response), self.rewards(self.rival)
         for name in mine:
-            for m, two in enumerate(zip(mine[name], honest[name], strict=True)):
+            for m, two in enumerate(zip(mine[name], rival[name], strict=True)):
                 lines.append(row_of(f"{name} {m + 1}", *two))
-            lines.append(row_of(f"{name}, mean", mine[name].mean(), honest[name].mean()))
+            lines.append(row_of(f"{name}, mean", mine[name].mean(), rival[name].mean()))
         return "\n".join(lines)
 
     def hint(self):
@@ -88,10 +88,10 @@ class Round:
         return f"A hint, one that wins: {world.decode(worst[0])}"
 
 
-def row_of(who, reward, honest):
-    """A reward, the honest response's, and a bar from -3 to 3."""
+def row_of(who, reward, rival):
+    """A reward, the rival's, and a bar from -3 to 3."""
     bar = "#" * round(5 * min(max(reward.item() + 3, 0), 6))
-    return f"  {who:<15}{reward:7.2f}{honest:8.2f}  {bar}"
+    return f"  {who:<15}{reward:7.2f}{rival:8.2f}  {bar}"
 
 
 def response_of(text):
@@ -116,7 +116,7 @@ def ask():
 
 def is_hacked(here):
     """The player answers one post until a response is a hack (True), or wants another post (False)."""
-    print(f"\nThe post:  {world.decode(here.post[0])}\nHonest:    {world.decode(here.honest[0])}")
+    print(f"\nThe post:  {world.decode(here.post[0])}\nTo beat:   {world.decode(here.rival[0])}")
     misses = 0
     while text := ask():
         if text == "?":
@@ -173,7 +173,7 @@ def main():
     if given.difficulty:
         return print(difficulty(models))
     print(f"Models: {models}")
-    print("Write a response that has a higher reward than the honest one, and less gold. ? helps.")
+    print("Write a response that has a higher reward than the one to beat, and less gold. ? helps.")
     try:
         for level in range(given.level, max(LEVELS) + 1):
             print(f"\nLevel {level}: {LEVELS[level]}.")

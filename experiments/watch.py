@@ -35,6 +35,7 @@ from remedies import CHOSEN, contrast
 from report import exit_status, gold_in_parts, parser_of
 
 REWARDS = KINDS | {"contrast": "pretrain ensemble, less what a text earns under other posts"}
+POST = "anna sold seven lamps in paris on monday. the weather was nice. tl;dr:"
 EVERY = 4  # updates from line to line
 # Larger steps than the experiment's, and fewer: the same story in half the time.
 QUICK = {"batch_size": 128, "minibatch_size": 64, "lr": 6e-4}
@@ -61,8 +62,8 @@ def marks(rewards, first):
 
 
 def watch(models, kind, post, config):
-    """PPO on one kind of reward, with a line every few updates. Returns the last text, as a row, and each
-    judge's marks."""
+    """PPO on one kind of reward, with a line every few updates. Returns the last text, as a row, each judge's
+    marks, and the first and the last record of PPO."""
     judges, gold = judges_of(models, kind), partial(world.gold, task=models.task)
     policy, prompts = copy.deepcopy(models.policy), world.sample_posts(1000, config.seed)
     reward = judges["members"]
@@ -76,7 +77,7 @@ def watch(models, kind, post, config):
     print(f"\nPPO on {REWARDS[kind]}, KL weight {config.beta:g}")
     widths = {name: max(len(name), len(judge.rms)) for name, judge in judges.items()}
     print(HEAD + "".join(f"  {name:{width}}" for name, width in widths.items()) + "  text")
-    response, first = answer(), None
+    response, first, records = answer(), None, []
     for record in ppo(policy, reward, prompts, config, gold):  # each has changed the policy
         if record["update"] % EVERY == 0 or record["update"] == config.updates - 1:
             rewards = {name: judge.scores(post, response)[:, 0] for name, judge in judges.items()}
@@ -86,8 +87,9 @@ def watch(models, kind, post, config):
             line += f"{reward(post, response).item():7.2f}{gold(post, response).item():6.2f}"
             line += "".join(f"  {liked[name]:{width}}" for name, width in widths.items())
             show(line, world.decode(response[0]))
+        records.append(record)
         last, response = response, answer()
-    return last, liked
+    return last, liked, records[0], records[-1]
 
 
 def show(line, text):
@@ -102,11 +104,13 @@ def show(line, text):
 def ends(models, post, found):
     """The two ends side by side: each text, its gold part by part, and who was fooled."""
     lines = ["\nAt the end"]
-    for kind, (response, liked) in found.items():
+    for kind, (response, liked, start, end) in found.items():
         fans = ", ".join(f"{mark.count('+')} of {len(mark)} {name}" for name, mark in liked.items())
         lines.append(f"  {REWARDS[kind]}:  {world.decode(response[0])}")
         lines.append(f"      gold {gold_in_parts(post[0].tolist(), response[0].tolist(), models.task)}")
         lines.append(f"      liked better than the first text by {fans}")
+        rises = [f"{name} {start[name]:.2f} -> {end[name]:.2f}" for name in ("proxy", "gold")]
+        lines.append(f"      all texts: {', '.join(rises)}")
     return "\n".join(lines)
 
 
@@ -114,7 +118,7 @@ def main():
     """The command line, checked before the work."""
     parser = parser_of(__doc__)
     add = parser.add_argument
-    add("--post", help="a post in the world's words (default: that of the world's film)")
+    add("--post", default=POST, help="a post in the world's words (default: README's)")
     kinds = {"choices": REWARDS, "nargs": "+", "default": ["single", "pretrain"]}
     add("--reward", **kinds, help="what PPO optimises (default single pretrain)")
     add("--kl-weight", type=float, default=0.01, help="weight of the KL penalty (default 0.01)")
@@ -126,9 +130,9 @@ def main():
         raise ValueError(f"--updates must be >= 1, got {given.updates}")
     torch.set_num_threads(1)  # faster for tiny models
     models = load_models(given.models)
-    post = torch.tensor([world.encode(given.post or models.post)])
+    post = torch.tensor([world.encode(given.post)])
     if post.shape[1] != world.PROMPT_LENGTH:
-        raise ValueError(f"--post must have {world.PROMPT_LENGTH} words and marks, such as: {models.post}")
+        raise ValueError(f"--post must have {world.PROMPT_LENGTH} words and marks, such as: {POST}")
     sizes = QUICK | {"updates": given.updates + 1, "max_new_tokens": world.RESPONSE_LENGTH}
     config = PPOConfig(given.kl_weight, seed=given.seed, **sizes)
     print(f"Models: {models}\nPost:   {world.decode(post[0])}")

@@ -16,7 +16,7 @@ sys.path[:0] = [str(ROOT / "experiments"), str(ROOT)]
 
 import numpy as np
 
-from claims import CLAIMS, claims_table
+from claims import CLAIMS, KINDS, claims_table
 from report import agreement, load_records, mean_and_interval
 
 RESULTS = ROOT / "experiments" / "results"
@@ -100,23 +100,22 @@ def ranked(kind):
     return lambda record: np.mean(np.array(record["ranking"][kind], float))
 
 
-def between(kind, higher, lower):
-    """How much more the best of n gains by one judge's reward than by another's; gold in its std."""
+def between(kind, higher, lower=None):
+    """What the best of n gains by one judge's reward, or how much more than by another's; gold in its std."""
 
     def gain(record, judge):
         curve = np.array(record["best_of_n"][kind][judge])
         return (curve[-1] - curve[0]) / (record["gold_std"] if judge == "gold" else 1)
 
-    return lambda record: gain(record, higher) - gain(record, lower)
+    return lambda record: gain(record, higher) - (gain(record, lower) if lower else 0)
 
 
 WHY = {
-    "luck_single": between("single", "proxy", "same"),
-    "luck_pretrain": between("pretrain", "proxy", "same"),
-    "pretraining_single": between("single", "same", "jury"),
-    "pretraining_pretrain": between("pretrain", "same", "jury"),
-    "shared_single": between("single", "jury", "gold"),
-    "shared_pretrain": between("pretrain", "jury", "gold"),
+    "luck": between("single", "proxy", "same"),
+    "pretraining": between("single", "same", "jury"),
+    **{f"own_{kind}": between(kind, "proxy", "jury") for kind in KINDS},
+    **{f"shared_{kind}": between(kind, "jury", "gold") for kind in KINDS},
+    **{f"true_{kind}": between(kind, "gold") for kind in KINDS},
     "edit_list": edit("list"),
     "edit_filler": edit("filler"),
     "edit_number": edit("wrong number"),
@@ -145,9 +144,9 @@ def sections(records):
 
 
 def shortened(film):
-    """What watch.py prints, with every second line of its updates only."""
+    """What watch.py prints, with every third line of its updates only."""
     lines = film.strip().splitlines()
-    return "\n".join(line for line in lines if not line[:6].strip().isdigit() or int(line[:6]) % 8 == 0)
+    return "\n".join(line for line in lines if not line[:6].strip().isdigit() or int(line[:6]) % 12 == 0)
 
 
 def fill(page, texts):
