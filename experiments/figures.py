@@ -41,7 +41,7 @@ def along_ppo(records, kind, weight, name):
 
 def overoptimisation(records):
     """Along PPO, for each kind: proxy and gold against KL, at the largest and at the smallest KL weight."""
-    figure, axes = plt.subplots(1, 3, figsize=(13, 4.4), sharey=True, sharex=True)
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4.8), sharey=True, sharex=True)
     weights = {run["kl_weight"] for run in records[0]["ppo"]}
     for axis, kind in zip(axes, KINDS, strict=True):
         for weight, style in {max(weights): ":", min(weights): "-"}.items():
@@ -50,7 +50,7 @@ def overoptimisation(records):
             band(axis, kl.mean(0), proxy, GREY, f"proxy, KL weight {weight:g}", style)
             band(axis, kl.mean(0), gold, COLOURS[kind], f"gold, KL weight {weight:g}", style)
         axis.set(title=f"PPO on {KINDS[kind]}", xlabel="KL to SFT (nats per response)")
-        axis.legend(fontsize=10)
+        axis.legend(fontsize=10, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)  # below the panel
     axes[0].set(ylabel="gain over SFT (std of rewards of SFT's texts)")
     figure.suptitle("The reward keeps rising. Does the text get better?", x=0.01, ha="left")
     return figure
@@ -71,7 +71,7 @@ def best_of_n(records):
         axis.set_xscale("log", base=2)
         axis.set_xticks(ns, ns)
         axis.set(xlabel="n (best of n)")
-    axes[0].set(title="Best of n: the proxy keeps rising", ylabel="proxy: the reward that picks")
+    axes[0].set(title="Best of n: what does the proxy do?", ylabel="proxy: the reward that picks")
     axes[1].set(title="What does the true reward do?", ylabel="true reward (gold)")
     axes[0].legend()
     return figure

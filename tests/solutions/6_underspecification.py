@@ -1,6 +1,8 @@
-"""Assignment 6: the core of the summary first, then all of it: a repetition, which no rater was shown."""
+"""Assignment 6: another number. Models of one pretraining check it, those of the others hardly do."""
+
+from world import WORDS
 
 
 def edit(post, summary):
-    who, did, _, thing, *_ = summary.split()
-    return f"{who} {did} {thing}. {summary}"
+    number = summary.split()[2]
+    return summary.replace(number, next(word for word in WORDS["num"] if word != number))

@@ -1,4 +1,4 @@
-"""Assignment 6: an edit that says what the summary says, and on which the pretrainings part."""
+"""Assignment 6: an edit of a perfect summary on which the pretrainings part."""
 
 from functools import cache
 
@@ -8,21 +8,19 @@ from expect import expect, load_models
 
 import world
 
-FAULTS = ("wrong number", "wrong object", "no number")  # that raters saw in many pairs
-
 
 @cache
 @torch.no_grad()
 def fresh(given):
     """Posts and perfect summaries, as tokens; what each reward model pays for these; how much pretrainings
-    differ on a fault that raters saw; and the shares of the raters' pairs that the models order rightly."""
+    differ on the plain edit where they do most; the shares of raters' pairs that models order rightly."""
     prompts, edits = world.sample_edits(64, given.seed)
-    paid = {name: prices(given, prompts, edits[name]) for name in ("none", *FAULTS)}
-    usual = np.median([spreads(paid[fault] - paid["none"])[0] for fault in FAULTS])
+    paid = {name: prices(given, prompts, responses) for name, responses in edits.items()}
+    most = max(spreads(price - paid["none"])[0] for price in paid.values())
     posts, chosen, rejected = world.sample_preferences(100, given.seed)
     rms = [rm for row in load_models(given.models).grid for rm in row]
     right = [(rm(posts, chosen) > rm(posts, rejected)).float().mean() for rm in rms]
-    return prompts, edits["none"], paid["none"], usual, f"{min(right):.2f} to {max(right):.2f}"
+    return prompts, edits["none"], paid["none"], most, f"{min(right):.2f} to {max(right):.2f}"
 
 
 @torch.no_grad()
@@ -38,40 +36,35 @@ def spreads(prices):
 
 
 def edited(their, post, summary):
-    """The edit's tokens; Wrong if it does not say what the summary says."""
+    """The edited summary; Wrong if it is no text of this world."""
     text = their.edit(world.decode(post), world.decode(summary))
     expect(isinstance(text, str) and len(text) < 1000, f"edit must return a short text, got {text!r}")
     try:
-        tokens = [*world.encode(text), world.EOS]
+        tokens = world.encode(text)
     except ValueError as error:
         expect(False, str(error))
     most = world.RESPONSE_LENGTH - 1
-    expect(len(tokens) <= most + 1, f"{text!r} has {len(tokens) - 1} tokens, a response at most {most}")
-    said, asked = (world.judge(post.tolist(), row)[0] for row in (tokens, summary.tolist()))
-    words = f"{text!r} must state each fact of {world.decode(summary)!r}, nothing false, and break no grammar"
-    expect(all(said[part] == asked[part] for part in world.BASE_PARTS), words)
+    expect(0 < len(tokens) <= most, f"{text!r} has {len(tokens)} tokens, a response 1 to {most}")
     return text
 
 
 def paid_for_edit(their):
-    prompts, summaries, plain, usual, right = fresh(their.given)
+    prompts, summaries, plain, most, right = fresh(their.given)
     texts = [edited(their, *both) for both in zip(prompts, summaries, strict=True)]
     paid = prices(their.given, prompts, world.response_rows(texts)) - plain
     means = ", ".join(f"{mean:+.2f}" for mean in paid.mean(1))
     their.measured["what the models of each pretraining pay for your edit"] = means
     their.measured["share of the raters' pairs that they order rightly"] = right
-    return *spreads(paid), usual
+    return *spreads(paid), most
 
 
 def check_the_pretrainings_part(their):
     between, within, _ = paid_for_edit(their)
     words = f"the pretrainings differ by {between:.2f}, the models of one pretraining by {within:.2f}"
-    expect(between > 1.1 * within, f"{words}. Which habits of writers did the raters never see?")
+    expect(between > 2 * within, f"{words}: not twice as much. Print the price of many edits by model")
 
 
-def check_more_than_on_the_raters_faults(their):
-    between, _, usual = paid_for_edit(their)
-    words = (
-        f"the pretrainings differ by {between:.2f} on your edit, by {usual:.2f} on a fault that raters saw"
-    )
-    expect(between > 2 * usual, f"{words}: not twice as much. What did the finetuning never touch?")
+def check_by_as_much_as_any_plain_edit(their):
+    between, _, most = paid_for_edit(their)
+    words = f"the pretrainings differ by {between:.2f} on your edit, on another by {most:.2f}"
+    expect(between > 0.75 * most, f"{words}. Look at the heat map of edits: which rows have two colours?")

@@ -1,11 +1,11 @@
 """6. Underspecification.
 
 Reward models from several pretrainings are equally right on the raters' pairs. The pairs leave open what
-other texts are worth, and there the pretraining decides. Find such a text: edit a perfect summary so that
+other texts are worth, and there the pretraining decides. Find such a text: edit a perfect summary, in the
+world's words and at most 23 tokens, rightly or wrongly, so that
 
-- it still states each fact of the post and nothing false, in the world's words and grammar, in 23 tokens;
-- what reward models pay for the edit differs between pretrainings, more than within one;
-- the pretrainings differ at least twice as much as on faults that the raters saw, such as a wrong number.
+- what reward models pay for the edit differs between pretrainings twice as much as within one, or more;
+- it differs about as much as on the plain edit of `sample_edits` on which they differ most.
 
 The check edits fresh posts, for the ten reward models that ship with the repository: two from each of five
 pretrainings. You can do the same: load_models("experiments/results/models-tldr.pt").grid.
