@@ -115,7 +115,6 @@ WRONG = [
     (5, PICK + "-len(set(responses[i].split()) - set(post.split())))", "no hack"),
     (5, "def pick(post, responses):\n    return responses[0]", "must return an index"),
     (6, EDIT + "summary", "twice as much"),
-    (6, EDIT + "summary.replace(' in', '')", "state each fact"),
     (6, EDIT + "summary + ' hello'", "not a word"),
     (6, EDIT + "summary[:-1] + '!'", "the models of one pretraining"),
     (7, PATCH + "reward - 5 * response.startswith('-')", "keep their order"),

@@ -52,7 +52,7 @@ def test_table():
     """The difference from the base is not taken world by world, or the base is shown as 0."""
     worlds = {n: {"PPO": {"none": {"gold": [0, n]}, "min": {"gold": [0, n + 2]}}} for n in (1, 2, 3)}
     last = variants.table(worlds, "none").splitlines()[-1]
-    assert last.split() == "gold 2.00 [-0.48, 4.48] 2.00 [2.00, 2.00]".split()
+    assert last.split() == "gold +2.00 [-0.48, +4.48] +2.00 [+2.00, +2.00]".split()
 
 
 SCRIPTS = [(remedies, "remedies", "--remedies contrast distance min --kl-weights 0.02", "none")]

@@ -69,7 +69,7 @@ BAD_RUNS = [
     (gzip.compress(b"{}" * 100)[:-12], "", "ended before the end-of-stream marker"),
     (gzip.compress(b"{}" * 100)[:10] + b"\xff" * 30, "", "Error -3 while decompressing"),
     (b"", "--held-out nan", "--held-out must be >= 0.01"),
-    (b"", "--held-out 1", "--held-out < 1"),
+    (b"", "--held-out 1", "--held-out must be < 1"),
     (None, "", "No such file"),
 ]  # fmt: skip
 FORMATS = [
