@@ -2,7 +2,7 @@
 
 Score the stored responses by a proxy of your own, from all reward models' scores and the responses' texts.
 The best of 64 by it must have a higher gold than the best of 64 by each aggregator of ensemble.py over all
-reward models, by .1 and by more than two standard errors over the posts; even where the aggregator takes off, for each
+reward models, by .1 and by two standard errors over the posts; even where the aggregator takes off, for each
 word of a response, whatever serves it best. Both are best of the same n, so at the same KL. You see neither
 gold nor the posts. What you know about reward models, raters and writers is fair.
 
