@@ -3,8 +3,8 @@
     python experiments/more/readme.py
 
 A page marks a place with <!-- name --> and <!-- end -->: `sections` makes what stands between. README.md's
-film is results/watch.txt: what `COLUMNS=120 python experiments/watch.py` printed. A test fails when a page
-and these files differ.
+film is results/watch.txt, what `COLUMNS=120 python experiments/watch.py` printed, and difficulty.txt is what
+play.py did. A test fails when a page and these files differ.
 """
 
 import re
@@ -136,6 +136,7 @@ def sections(records):
     return texts | {
         "count": str(len(records["tldr"])),
         "watch": f"\n```\n{shortened((RESULTS / 'watch.txt').read_text('utf-8'))}\n```\n",
+        "difficulty": f"\n```\n{(RESULTS / 'difficulty.txt').read_text('utf-8').strip()}\n```\n",
         "claims": f"\n{claims_markdown(tables, records)}\n",
         "measures": f"\n{measures}\n",
         "worlds": "\n" + "\n".join(world_line(*item) for item in records.items()) + "\n",
