@@ -95,6 +95,25 @@ def edit(name):
     return lambda record: np.mean(record["edits"][name]["models"])
 
 
+def spread(name):
+    """How much the price of an edit differs within a pretraining, and between the pretrainings' means; and how
+    much these would differ by luck alone. Standard deviations."""
+
+    def within(record):
+        return paid(record).std(axis=1, ddof=1).mean()
+
+    def between(record):
+        return paid(record).mean(1).std(ddof=1)
+
+    def paid(record):
+        return np.reshape(record["edits"][name]["models"], (-1, record["settings"]["finetune_seeds"]))
+
+    def luck(record):
+        return within(record) / record["settings"]["finetune_seeds"] ** 0.5
+
+    return {"within": within, "between": between, "luck": luck}
+
+
 def ranked(kind):
     """Share of pairs of this kind of text that the mean reward model orders as gold does."""
     return lambda record: np.mean(np.array(record["ranking"][kind], float))
@@ -120,6 +139,7 @@ WHY = {
     "edit_filler": edit("filler"),
     "edit_number": edit("wrong number"),
     "edit_object": edit("wrong object"),
+    **{f"number_{where}": values for where, values in spread("wrong number").items()},
     "ranked_raters": ranked("raters' texts"),
     "ranked_sft": ranked("SFT's samples"),
     "ranked_ppo": ranked("PPO's texts"),
