@@ -96,8 +96,8 @@ def edit(name):
 
 
 def spread(name):
-    """How much the price of an edit differs within a pretraining, and between the pretrainings' means; and how
-    much these would differ by luck alone. Standard deviations."""
+    """How much the price of an edit differs within a pretraining, and between the means of pretrainings; and
+    how much these would differ by luck alone. Standard deviations."""
 
     def within(record):
         return paid(record).std(axis=1, ddof=1).mean()
