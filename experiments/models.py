@@ -1,7 +1,7 @@
 """The trained models of one world, small enough to hand over: the SFT policy, reward models, and a jury.
 
     models = load_models("experiments/results/models-tldr.pt")
-    print(models)  # world 3001 of tldr (commit 0123abc): an SFT policy, 5 x 2 reward models, a jury of 2
+    print(models)  # world 3004 of tldr (commit 0123abc): an SFT policy, 5 x 2 reward models, a jury of 2
     models.policy, models.grid[pretrain_seed][finetune_seed], models.jury
 
 Weights are kept in half precision, and computed with in single precision.
