@@ -37,8 +37,8 @@ from report import exit_status, gold_in_parts, parser_of
 REWARDS = KINDS | {"contrast": "pretrain ensemble, less what a text earns under other posts"}
 POST = "anna sold seven lamps in paris on monday. the weather was nice. tl;dr:"
 EVERY = 4  # updates from line to line
-# Larger steps than the experiment's, and fewer: half the time. Chosen on the shipped models, to show the story
-# (NOTES.md); no claim depends on them.
+# Larger steps than the experiment's, and fewer: half the time. Chosen on the shipped models, to show the
+# story (NOTES.md); no claim depends on them.
 QUICK = {"batch_size": 128, "minibatch_size": 64, "lr": 6e-4}
 HEAD = """\
                all texts    this text     liked by
