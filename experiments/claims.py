@@ -55,8 +55,7 @@ class Evidence:
 
     def runs_of(self, kind, which=min):
         """The PPO runs of a kind at the smallest KL weight (which=max: at the largest)."""
-        kl_weight = which(run["kl_weight"] for run in self.runs)
-        return [run for run in self.runs if (run["kind"], run["kl_weight"]) == (kind, kl_weight)]
+        return runs_at(self.runs, kind, which(run["kl_weight"] for run in self.runs))
 
     def texts(self, method, kind=None, which=min):
         """What a policy's texts depend on: equal for policies that are one and the same."""
@@ -72,6 +71,11 @@ class Evidence:
         values = {"gold": self.gold, "jury": self.jury.mean(0), **self.traits}  # (posts, n)
         values = self.proxies(kind) if name == "proxy" else values[name]
         return values.mean() if method == "SFT" else self.best_of_n(kind, values, values.shape[-1:])[0]
+
+
+def runs_at(runs, kind, kl_weight):
+    """The PPO runs of a kind at a KL weight."""
+    return [run for run in runs if (run["kind"], run["kl_weight"]) == (kind, kl_weight)]
 
 
 def all_ensembles(P, F):

@@ -10,7 +10,7 @@ os.environ["MPLBACKEND"] = "Agg"  # files only: no window, no display, and no ba
 import matplotlib.pyplot as plt
 import numpy as np
 
-from claims import KINDS, interval, smooth
+from claims import KINDS, interval, runs_at, smooth
 from pool import write_whole
 
 COLOURS = {"single": "#d55e00", "finetune": "#e69f00", "pretrain": "#0072b2"}
@@ -28,14 +28,9 @@ def band(axis, x, values, colour, label, style="o-"):
         axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
-def runs_at(record, kind, kl_weight):
-    """The PPO runs of a kind at a KL weight."""
-    return [run for run in record["ppo"] if (run["kind"], run["kl_weight"]) == (kind, kl_weight)]
-
-
 def along_ppo(records, kind, weight, name):
     """A curve of each world, mean over its runs and five updates: (worlds, updates - 4)."""
-    runs = [runs_at(record, kind, weight) for record in records]
+    runs = [runs_at(record["ppo"], kind, weight) for record in records]
     return np.array([smooth(np.mean([run["curve"][name] for run in found], axis=0)) for found in runs])
 
 
@@ -89,7 +84,9 @@ def anatomy(records):
             scaled = in_std if name == "gold" else lambda record, x: np.asarray(x)
             values = [scaled(r, r["best_of_n"][kind][name]) for r in records]
             band(axis, ns, values, colour, f"by {label}")
-            ends = [scaled(r, np.mean([run[name] for run in runs_at(r, kind, weight)])) for r in records]
+            runs = [runs_at(r["ppo"], kind, weight) for r in records]
+            ends = [np.mean([run[name] for run in found]) for found in runs]
+            ends = [scaled(r, end) for r, end in zip(records, ends, strict=True)]
             axis.plot([ns[-1] * 2.5] * len(ends), ends, ".", color=colour, alpha=0.4)
             axis.plot(ns[-1] * 2.5, np.mean(ends), "_", color=colour, markersize=22, markeredgewidth=3)
         axis.set_xscale("log", base=2)
@@ -148,7 +145,7 @@ def frontier(records):
     for kind, name in KINDS.items():
         kl, gold = [np.zeros(len(records))], [[r["traits"]["SFT"]["gold"] for r in records]]
         for weight in weights:
-            runs = [runs_at(r, kind, weight) for r in records]
+            runs = [runs_at(r["ppo"], kind, weight) for r in records]
             kl.append([np.mean([run["kl"] for run in found]) for found in runs])
             gold.append([np.mean([run["gold"] for run in found]) for found in runs])
         x = np.mean(kl, axis=1)

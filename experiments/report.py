@@ -61,7 +61,8 @@ def exit_status(function, *args):
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nInterrupted. Finished parts of a run are kept: the same command continues.", file=sys.stderr)
+        rest = "No file is half-written, and overopt.py continues with the same command."
+        print(f"\nInterrupted. {rest}", file=sys.stderr)
         return 130
     return 0
 

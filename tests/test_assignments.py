@@ -3,6 +3,7 @@ nobody. And the worked example: a habit more."""
 
 import csv
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -79,6 +80,7 @@ SECOND = "second = rewards[:, 1:].logsumexp(1) - rewards[:, 1]\n    return "
 MASK = (
     "def real_tokens(responses, eos):\n    stopped = (responses == eos).int()\n    before = stopped.cumsum(1)"
 )
+EXPERIENCE = "right = experience\n\n\ndef experience(*x):\n    return "
 PICK = "def pick(post, responses):\n    return max(range(64), key=lambda i: "
 EDIT = "def edit(post, summary):\n    return "
 PATCH = "def patched(reward, post, response):\n    return "
@@ -99,6 +101,9 @@ WRONG = [
     (2, LOSS + SECOND + "(best + second + eta * rewards.sum(1) ** 2).sum() / 4", "not the mean|must be"),
     (2, "def same_rankings(rewards):\n    return rewards + 5", "divides an ensemble"),
     (2, "def same_rankings(rewards):\n    return 2 * rewards", "on what does it depend"),
+    (2, "def same_rankings(rewards):\n    return rewards + torch.arange(1, 5)[:, None]", "RuntimeError"),
+    (2, "def same_rankings(rewards):\n    return 1e8 * torch.ones(4, 1).cumsum(0) + 0 * rewards[:4]",
+     "less will do"),
     (3, "def k2(x):\n    return x**2", "the half is missing"),
     (3, "def k3(x):\n    return torch.exp(x) - 1 - x", "the sign of x is flipped"),
     (3, "def bias(f, p, q):\n    return (p * f((p / q).log())).sum()", "subtract the true KL"),
@@ -108,17 +113,21 @@ WRONG = [
     (3, "def k2(x:\n", r"line \d+: SyntaxError: .*3_kl.py"),
     (4, MASK + "\n    return before < 1", "EOS is a decision"),
     (4, MASK + " - stopped\n    return (before < 1) & stopped.any(1, keepdim=True)", "left out altogether"),
-    (4, "def real_tokens(responses, eos):\n    return responses != 9", "NaN or infinity|wrong returns"),
+    (4, "def real_tokens(responses, eos):\n    return responses != 9", "does padding count|wrong returns"),
+    (4, EXPERIENCE + "right(*x) | {'kl': right(*x)['kl'] * len(x[0]) / 64}", "over 40 responses"),
+    (4, EXPERIENCE + "right(*x) | {'mask': ~right(*x)['mask']}", "wrong mask"),
     (4, "def whiten(x, mask):\n    m = (x * mask).sum() / mask.sum()\n"
-     "    return (x - m) * mask / ((x - m) ** 2 * mask).sum().div(mask.sum()).sqrt()", "NaN or infinity"),
+     "    return (x - m) * mask / ((x - m) ** 2 * mask).sum().div(mask.sum()).sqrt()", "does padding count"),
     (5, PICK + "len(responses[i]))", "ensemble gives them"),
     (5, PICK + "-len(set(responses[i].split()) - set(post.split())))", "no hack"),
     (5, "def pick(post, responses):\n    return responses[0]", "must return an index"),
     (6, EDIT + "summary", "twice as much"),
     (6, EDIT + "summary + ' hello'", "not a word"),
+    (6, EDIT + "'anna sold seven lamps in paris on monday.'", "most of its words must stay"),
     (6, EDIT + "summary[:-1] + '!'", "the models of one pretraining"),
     (7, PATCH + "reward - 5 * response.startswith('-')", "keep their order"),
     (7, PATCH + "-len(response)", "keep their order"),
+    (7, "asked = []\n\n\n" + PATCH + "asked.append(0) or -len(asked)", "when it is asked again"),
     (7, "num = WORDS = __import__('world').WORDS['num']\n" + PATCH + "reward - 5 * any("
      "w in num and w not in post for w in response.split())", "which you have not seen"),
     (8, PROXY + "2 * r.mean(0)", "Read your picks"),
@@ -268,12 +277,17 @@ def test_a_class_half_of_it_hostile(tmp_path, capsys):
         "stale/3_kl.py": "def k2(x):\n    return x**2 / 2\n",
         "__MACOSX/ada/._3_kl.py": "\0",
         "ada/._3_kl.py": "\0",
+        "=1+1/kl.py": right,
+        "points/3_kl.py": "\ufeff" + right,  # as Windows' editor writes it
+        "ada\u200b/3_kl.py": "",
+        "ada /3_kl.py": "",
+        "deep/" + "d/" * 300 + "3_kl.py": right,
         "twice/3_kl.py": right,
         "twice/old/3_kl.py": right,
     }
     for place, text in places.items():
         (handed_in / place).parent.mkdir(parents=True, exist_ok=True)
-        (handed_in / place).write_text(text)
+        (handed_in / place).write_text(text, "utf-8")
     for name, target in {
         "linker": solution,
         "neighbour": handed_in / "ada/3_kl.py",
@@ -281,37 +295,29 @@ def test_a_class_half_of_it_hostile(tmp_path, capsys):
     }.items():
         (handed_in / name).mkdir()
         (handed_in / name / "3_kl.py").symlink_to(target)
-    before = sorted(handed_in.rglob("*"))
-    grade.main(
-        [
-            str(handed_in),
-            "--only",
-            "3",
-            "--seed",
-            "5",
-            "--limit",
-            "60",
-            "--out",
-            str(tmp_path / "out"),
-            "--words",
-        ]
-    )
+    before = sorted(os.walk(handed_in))
+    flags = ["--only", "3", "--seed", "5", "--out", str(tmp_path / "out"), "--words"]
+    grade.main([str(handed_in), *flags])
     said = capsys.readouterr().out
     with open(tmp_path / "out/grades.csv", newline="") as file:
         points = {row["student"]: float(row["total"]) for row in csv.DictReader(file)}
-    honest = dict.fromkeys(["ada", "bob", "cleo_123"], 10.0)
-    assert points == dict.fromkeys(
-        [*"forger printer quitter linker neighbour zero twice".split()], 0.0
-    ) | honest | {"stale": 2.5}
+    honest = dict.fromkeys(["ada", "bob", "cleo_123", "points (another)"], 10.0)
+    others = "deep forger linker neighbour printer quitter twice zero".split() + [
+        "'=1+1",
+        "ada ",
+        "ada  (another)",
+    ]
+    assert points == dict.fromkeys(others, 0.0) | honest | {"stale": 2.5}
     assert "seed: 5\n" in said and re.search(r"^commit .*, torch ", said) and "sha256" in said
-    assert "warning: 3: ada and bob and the solution have the same syntax tree" in said
+    assert "warning: 3: ada and bob and points (another) and the solution have the same syntax tree" in said
     feedback = {path.stem: path.read_text() for path in (tmp_path / "out").glob("*.md")}
-    assert set(feedback) == set(points)
+    assert {name.lstrip("'") for name in points} == set(feedback)
+    assert "kl.py" in feedback["=1+1"] and "=1+1: 0 points, not handed in: 3, ignored" in said
     assert "- k2: passed" in feedback["stale"] and "has no function k3" in feedback["stale"]
     assert "SystemExit" in feedback["printer"]
     assert "is a link" in feedback["zero"] and "2 files for one" in feedback["twice"]
     assert "it ended its process" in feedback["quitter"]
-    assert sorted(handed_in.rglob("*")) == before, "the grading has left files"
+    assert sorted(os.walk(handed_in)) == before, "the grading has left files"
     left = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
     assert str(ASSIGNMENTS / "answer.py") not in left
 
@@ -323,6 +329,9 @@ def test_a_teachers_mistakes(tmp_path, capsys):
         ([str(tmp_path)], "holds no answers"),
         ([str(SOLUTIONS), "--bank", "nowhere.npz"], "nowhere.npz"),
         ([str(SOLUTIONS), "--models", "nowhere.pt"], "nowhere.pt"),
+        ([str(SOLUTIONS), "--bank", str(ROOT / "README.md")], "README.md is no bank"),
+        ([str(SOLUTIONS), "--out", str(ROOT / "README.md")], "File exists"),
+        ([str(SOLUTIONS), "--limit", "0"], "--limit must be > 0"),
     ):
         with pytest.raises(SystemExit):
             grade.main(wrong)

@@ -8,14 +8,14 @@ import pytest
 
 from conftest import ROOT
 
-sys.path.insert(0, str(ROOT / "experiments" / "more"))
+sys.path.insert(0, str(ROOT / ".ci"))
 
 import readme
 
 EXPERIMENTS = ["experiments/README.md", "experiments/results/README.md", "experiments/assignments/README.md"]
 PAGES = ["README.md", *EXPERIMENTS]
 OTHER_FLAGS = set("--bank --difficulty --index-url --limit --models --nthreads --nworkers --of".split())
-OTHER_FLAGS |= set("--memory --network --only --pids-limit --prefix --rm --seed --user --words".split())
+OTHER_FLAGS |= set("--memory --network --only --pids-limit --prefix --rm --seed --words".split())
 LINK = re.compile(r"\[([^\]]+)\]\(([^)#]+)\)")
 
 

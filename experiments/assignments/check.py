@@ -27,6 +27,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE / "checks"), str(HERE.parent), str(HERE.parent.parent)]
 
 import answer  # noqa: E402
+import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from expect import Given, Wrong, clean, expect  # noqa: E402
 
@@ -35,7 +36,8 @@ import world  # noqa: E402
 torch.set_num_threads(1)  # faster for tiny models
 CHECKS = {int(path.name[0]): path for path in sorted(HERE.glob("checks/[0-9]_*.py"))}
 NAMED = re.compile(rf"(?:(.+)_)?({'|'.join(path.stem for path in CHECKS.values())})(?![A-Za-z]).*\.py")
-MEMORY, SOURCE, REPLY = 2 * 2**30, 200_000, 8 * 2**20  # at most: bytes of memory, of an answer, of a reply
+MEMORY, SOURCE, REPLY = 2 * 2**30, 200_000, 4 * 2**20  # at most: bytes of memory, of an answer, of a reply
+DEPTH = 6  # of folders in which answers are looked for
 
 
 @cache
@@ -52,17 +54,24 @@ def check_names(number):
 
 
 def hand_ins(folder):
-    """Files in and below a folder that are named as a stub, after a prefix perhaps: [(number, prefix, path)].
-    Not what archives add (__MACOSX, ._3_kl.py), nor what stands behind a link to a folder."""
-    files = [path for path in sorted(folder.rglob("*.py")) if NAMED.fullmatch(path.name)]
-    files = [path for path in files if not re.search(r"/(\.|__)", f"/{path.relative_to(folder).as_posix()}")]
-    return [(int(name[2][0]), name[1] or "", path) for path in files for name in [NAMED.fullmatch(path.name)]]
+    """Files in and below a folder that are named as a stub, after a prefix perhaps: [(number, prefix, path)];
+    (None, "", path) of others. Not what archives add (__MACOSX, ._3_kl.py), nor what lies behind a link or in
+    DEPTH folders."""
+    found = []
+    for place, folders, files in os.walk(folder):
+        deep = len(Path(place).relative_to(folder).parts) == DEPTH
+        folders[:] = [name for name in sorted(folders) if not name.startswith((".", "__")) and not deep]
+        for name in sorted(files):
+            prefix, stem = named.groups() if (named := NAMED.fullmatch(name)) else ("", None)
+            if not name.startswith((".", "__")):
+                found.append((stem and int(stem[0]), prefix or "", Path(place, name)))
+    return found
 
 
 def read_answer(files):
     """The bytes of the only file handed in. They are read once: what is checked is what was read."""
     expect(files, "not handed in")
-    names = ", ".join(file.name for file in files)
+    names = ", ".join(f"{file.parent.name}/{file.name}" for file in files)
     expect(len(files) == 1, f"{len(files)} files for one assignment: {names}")
     status = files[0].lstat()
     expect(stat.S_ISREG(status.st_mode), f"{names} is a link or a device, no file")
@@ -73,7 +82,7 @@ def read_answer(files):
 @contextmanager
 def process(limit, start, output=subprocess.DEVNULL):
     """A function ask(line) -> line, to an answer's process: in an empty folder, and in a process group of its
-    own, which is killed whole after `limit` seconds of work, or when done."""
+    own, which is killed whole after `limit` seconds of work, or when done. Its start does not count."""
     kept = {name: value for name, value in os.environ.items() if name in ("PATH", "SYSTEMROOT")}
     settings = {"env": kept | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}, "start_new_session": True}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": output}
@@ -102,10 +111,19 @@ def process(limit, start, output=subprocess.DEVNULL):
         child = subprocess.Popen(command, cwd=folder, **settings, **pipes)
         try:
             child.stdin.write(json.dumps(start).encode() + b"\n")
+            child.stdin.flush()
+            expect(child.stdout.readline().strip() == b"ready", "its process did not start")
             yield ask
         finally:
             kill()
             child.communicate()
+
+
+def unpack_numbers(x):
+    """As answer.unpack, but no array of texts: numpy makes all as long as the longest."""
+    if any(isinstance(item, str) for item in np.array(x.get("array"), dtype=object).flat):
+        raise ValueError("an array of texts")
+    return answer.unpack(x)
 
 
 class Answer:
@@ -118,7 +136,7 @@ class Answer:
         """The value that comes back; Wrong, in words, if there is none."""
         line = self.ask(json.dumps({"do": do, **request}, default=answer.pack))
         try:
-            reply = json.loads(line, object_hook=answer.unpack)
+            reply = json.loads(line, object_hook=unpack_numbers)
             error, value = reply.get("error"), reply.get("value")
         except Exception:
             raise Wrong("it replied what is no data") from None
@@ -140,9 +158,9 @@ def verdicts(number, files, given, limit, process=process):
     """The only file -> {check: what is wrong, or None}, what was measured, a digest of the syntax tree."""
     found, tree = dict.fromkeys(check_names(number)), None
     tables = {name: getattr(world, name) for name in ("SLOTS", "WORDS", "DETAILS", "KIND")}
-    source = read_answer(files).decode("utf-8", "replace")
+    source = read_answer(files).decode("utf-8-sig", "replace")
     start = {"name": files[0].name, "source": source, "world": tables}
-    with process(limit, start | {"memory": MEMORY, "seconds": round(limit) + 1}) as ask:
+    with process(limit, start | {"memory": MEMORY, "seconds": limit}) as ask:
         their = Answer(ask, given)
         try:
             tree = their.request("tree")
@@ -163,8 +181,8 @@ def report(found, measured):
     """What is said of an answer, line by line; the same words once."""
     said = {None: "passed"}
     for check, wrong in found.items():
-        yield f"{check[6:].replace('_', ' ')}: {said.get(wrong, wrong)}"
-        said.setdefault(wrong, "as above")
+        yield f"{check[6:].replace('_', ' ')}: {said.get(wrong, f'failed: {wrong}')}"
+        said.setdefault(wrong, "failed: as above")
     yield from (f"measured: {name}: {value}" for name, value in measured.items())
 
 
@@ -184,7 +202,7 @@ def main():
         parser.error(f"{args.of}: {wrong}")
     for line in report(found, measured):
         print(line)
-    return int(any(found.values()))
+    return int(any(wrong is not None for wrong in found.values()))
 
 
 if __name__ == "__main__":

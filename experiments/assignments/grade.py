@@ -11,6 +11,8 @@ a process of its own (see check.py), for --limit seconds at most.
 
 import argparse
 import csv
+import html
+import io
 import os
 import platform
 import re
@@ -28,22 +30,33 @@ from check import CHECKS, HERE, check_names, hand_ins, report, verdicts
 from expect import Given, Wrong, clean, describe
 
 from models import commit
+from pool import write_whole
 
-POINTS = {1: 5, 2: 5, 3: 10, 4: 10, 5: 10, 6: 15, 7: 20, 8: 25}
+RESERVED = ("points", "the solution")  # no student is shown by these names
+POINTS = {1: 5, 2: 5, 3: 10, 4: 10, 5: 10, 6: 10, 7: 20, 8: 30}
 
 
 def students_of(folder):
     """{student: {number: paths}}: each folder in it is a student's; files are by their prefix, "ada_123" of
-    ada_123_3_kl.py and of ada_123_45678_3_kl.py. A folder that holds plain answers is one student's."""
+    ada_123_3_kl.py and of ada_123_45678_3_kl.py. A folder that holds plain answers is one student's. The
+    number of files that are not named as the stubs is None."""
     students = defaultdict(lambda: defaultdict(list))
     for number, prefix, path in hand_ins(folder):
         inside = path.relative_to(folder).parts
+        if number is None and len(inside) == 1:  # nobody's
+            continue
         owner = inside[0] if len(inside) > 1 else re.match(r".*?_\d+|.*", prefix)[0] or folder.name
         students[owner][number].append(path)
     for place in folder.iterdir():  # who handed in nothing of use has a row too
         if place.is_dir() and not place.name.startswith((".", "__")):
             students[place.name]  # a defaultdict: that makes one
-    return {clean(name): students[name] for name in sorted(students)}
+    shown = {}
+    for name in sorted(students):
+        words = clean(name, 80)
+        while words.casefold() in {*map(str.casefold, shown), *RESERVED}:
+            words += " (another)"
+        shown[words] = students[name]
+    return shown
 
 
 def grade(given, limit, number, files):
@@ -66,9 +79,15 @@ def grade_all(students, numbers, given, limit):
             grades[name] = {n: future.result() for n, future in rows[name].items()}
             missing = " ".join(str(n) for n in numbers if not files[n])
             lacking = f", not handed in: {missing}" if missing else ""
+            lacking += f", {ignored(files)}" if files[None] else ""
             total = sum(sum(marks.values()) for marks, *_ in grades[name].values())
             print(f"{name}: {total:.3g} points{lacking} ({time.monotonic() - start:.0f} s)", flush=True)
     return grades
+
+
+def ignored(files):
+    """What is said of files that are not named as the stubs are."""
+    return "ignored, not named as the stubs: " + clean(", ".join(path.name for path in files[None]), 200)
 
 
 def table(grades, numbers):
@@ -84,15 +103,19 @@ def by_check(grades, numbers):
     yield ["student", *(f"{n} {check[6:]}" for n in numbers for check in check_names(n)), "total"]
     for name, row in grades.items():
         points = [mark for n in numbers for mark in row[n][0].values()]
-        yield [name, *(round(mark, 2) for mark in points), round(sum(points), 2)]
+        yield [
+            "'" * name.startswith(tuple("=+-@")) + name,
+            *(round(mark, 2) for mark in points),
+            round(sum(points), 2),
+        ]
 
 
-def feedback(name, row):
+def feedback(name, files, row):
     """What a student is told, as Markdown."""
-    lines = [f"# {name}"]
+    lines = [f"# {name}"] + ["\n" + html.escape(ignored(files), quote=False)] * bool(files[None])
     for number, (marks, said, _, _) in row.items():
         title = f"{CHECKS[number].stem}: {sum(marks.values()):.3g} of {POINTS[number]} points"
-        lines += [f"\n## {title}\n", *(f"- {line}" for line in said)]
+        lines += [f"\n## {title}\n", *(f"- {html.escape(line, quote=False)}" for line in said)]
     return "\n".join(lines) + "\n"
 
 
@@ -108,6 +131,15 @@ def alike(grades, numbers):
         for tree, names in owners.items():
             if len(names) > 1 and tree not in (None, syntax_tree(stub.read_text("utf-8"), name)):
                 yield f"warning: {n}: {' and '.join(names)} have the same syntax tree"
+
+
+def late(grades):
+    """A warning: answers that have run out of time, perhaps on a busy machine."""
+    found = [
+        f"{name} {n}" for name, row in grades.items() for n in row if "not finished after" in str(row[n])
+    ]
+    if found:
+        yield f"warning: out of time, see --limit: {', '.join(found)}"
 
 
 def leaderboard(grades):
@@ -132,13 +164,19 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if not args.folder.is_dir():
         parser.error(f"{args.folder} is not a folder")
+    if not args.limit > 0:
+        parser.error(f"--limit must be > 0, got {args.limit:g}")
     given, numbers = Given(args.seed, args.bank.resolve(), args.models.resolve()), args.only
     students = students_of(args.folder.resolve())
     try:
         print(f"commit {commit()}, Python {platform.python_version()}, torch {torch.__version__}")
         print(describe(given), flush=True)
+        if args.out:  # an error now, not after minutes
+            args.out.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError, KeyError) as error:
         parser.error(str(error))
+    if given.bank == Given.bank:
+        print("note: students have this bank, so an answer may know it by heart: --bank takes another")
     if not resource:
         print("warning: this system limits no memory and no processes: read the answers first")
     if not students:
@@ -148,17 +186,16 @@ def main(argv=None):
     width = max(len(row[0]) for row in rows) + 1
     for name, *cells in rows:
         print(f"{name:{width}}" + "".join(f"{cell:>6}" for cell in cells))
-    for line in (*alike(grades, numbers), *leaderboard(grades)):
+    for line in (*alike(grades, numbers), *late(grades), *leaderboard(grades)):
         print(line)
-    texts = {name: feedback(name, row) for name, row in grades.items()}
+    texts = {f"{name}.md": feedback(name, students[name], row) for name, row in grades.items()}
     if args.words:
         print(*texts.values(), sep="\n")
     if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            (args.out / f"{name}.md").write_text(text, "utf-8")
-        with open(args.out / "grades.csv", "w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows(by_check(grades, numbers))
+        rows = io.StringIO(newline="")
+        csv.writer(rows).writerows(by_check(grades, numbers))
+        for name, text in {"grades.csv": rows.getvalue(), **texts}.items():
+            write_whole(args.out / name, text.encode())
 
 
 if __name__ == "__main__":

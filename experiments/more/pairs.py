@@ -11,6 +11,7 @@ import gzip
 import json
 import random
 import re
+import zlib
 from collections import Counter, defaultdict
 from os.path import commonprefix
 
@@ -91,13 +92,17 @@ def read_row(line):
 
 def read_pairs(path):
     """A file -> [(line number, questions, prompt, chosen, rejected)], {why skipped: [line numbers]}."""
-    data = path.read_bytes()
-    if data.startswith(b"\x1f\x8b"):  # gzip, whatever its name
-        data = gzip.decompress(data)
+    data, pairs, skipped = path.read_bytes(), [], defaultdict(list)
     if data.startswith(b"PAR1"):
         raise ValueError("parquet is not read: convert it with pandas, to_json(lines=True, orient='records')")
-    data, pairs, skipped = data.removeprefix(b"\xef\xbb\xbf"), [], defaultdict(list)
-    lines = map(json.dumps, json.loads(data)) if data.lstrip().startswith(b"[") else data.split(b"\n")
+    try:
+        if data.startswith(b"\x1f\x8b"):  # gzip, whatever its name
+            data = gzip.decompress(data)
+        data = data.removeprefix(b"\xef\xbb\xbf")
+        array = data.lstrip().startswith(b"[")
+        lines = map(json.dumps, json.loads(data)) if array else data.split(b"\n")
+    except (EOFError, zlib.error, RecursionError):
+        raise ValueError(f"{path} is damaged") from None
     for number, line in enumerate(lines, 1):
         try:
             if line.strip():

@@ -11,11 +11,8 @@ is compared on the others. There is no gold reward, but it can be asked:
 4. Length: does the file prefer the longer response, and do they exaggerate that?
 """
 
-import argparse
-import json
 import random
 import sys
-import zlib
 from pathlib import Path
 
 sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[1:3]]
@@ -28,7 +25,7 @@ from claims import all_ensembles, pair_means
 from ensemble import Ensemble
 from pairs import read_pairs, split, tokenise
 from policy import Config, LanguageModel, TrainConfig, train_lm
-from pool import write_whole
+from report import exit_status, parser_of, write_json
 from rm import RewardModel, normalise, train_rm
 
 MIN_PAIRS, RM_BATCH, LM_BATCH = 50, 32, 16  # of a file: fewer say nothing; pairs, and texts, per update
@@ -99,43 +96,36 @@ def findings(rewards, lengths):
 
 
 def main(argv=None):
-    """The command line -> exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    """The command line, checked before the work."""
+    parser = parser_of(__doc__)
     parser.add_argument("file", type=Path, help="preference pairs in JSON, gzipped or not")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there")
     for flag, (value, _, text) in SETTINGS.items():
         parser.add_argument(flag, type=type(value), default=value, help=f"{text} (default {value})")
     s = parser.parse_args(argv)
-    try:
-        for flag, (_, least, _) in SETTINGS.items():
-            if not (value := getattr(s, flag[2:].replace("-", "_"))) >= least:
-                raise ValueError(f"{flag} must be >= {least}, got {value}")
-        if s.held_out >= 1:
-            raise ValueError(f"--held-out must be < 1, got {s.held_out}")
-        if s.json:  # an error now, not after minutes
-            s.json.parent.mkdir(parents=True, exist_ok=True)
-        torch.set_num_threads(1)  # matrices this small are not worth splitting
-        pairs, skipped = read_pairs(s.file)
-        pairs = sorted(random.Random(s.seed).sample(pairs, min(s.pairs, len(pairs))))
-        rows, lengths, questions, vocab_size = tokenise(pairs, s.vocabulary, s.context - 1, skipped)
-        reasons = [f"{why}: {len(lines)}, the first in line {lines[0]}" for why, lines in skipped.items()]
-        said = f"{s.file}: {len(questions)} usable pairs (skipped: {'; '.join(reasons[:5]) or 'none'})"
-        if len(questions) < MIN_PAIRS:
-            raise ValueError(f"{said}, at least {MIN_PAIRS} are needed")
-        held_out = split(questions, s.held_out, s.seed)
-        print(f"{said}, {held_out.sum()} of them held out", flush=True)
-        found = findings(train_grid(rows, held_out, vocab_size, s), lengths[held_out].numpy())
-        print("\n".join(f"{value:8.3f}  {name}" for name, value in found.items()))
-        if s.json:
-            write_whole(s.json, json.dumps({"settings": vars(s), **found}, indent=1, default=str).encode())
-    except (ValueError, OSError, EOFError, RecursionError, zlib.error) as error:  # some: damaged gzip or JSON
-        print(f"real.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nInterrupted. Nothing was written.", file=sys.stderr)
-        return 130
-    return 0
+    for flag, (_, least, _) in SETTINGS.items():
+        if not (value := getattr(s, flag[2:].replace("-", "_"))) >= least:
+            raise ValueError(f"{flag} must be >= {least}, got {value}")
+    if s.held_out >= 1:
+        raise ValueError(f"--held-out must be < 1, got {s.held_out}")
+    if s.json:  # an error now, not after minutes
+        s.json.parent.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)  # matrices this small are not worth splitting
+    pairs, skipped = read_pairs(s.file)
+    pairs = sorted(random.Random(s.seed).sample(pairs, min(s.pairs, len(pairs))))
+    rows, lengths, questions, vocab_size = tokenise(pairs, s.vocabulary, s.context - 1, skipped)
+    reasons = [f"{why}: {len(lines)}, the first in line {lines[0]}" for why, lines in skipped.items()]
+    said = f"{s.file}: {len(questions)} usable pairs (skipped: {'; '.join(reasons[:5]) or 'none'})"
+    if len(questions) < MIN_PAIRS:
+        raise ValueError(f"{said}, at least {MIN_PAIRS} are needed")
+    held_out = split(questions, s.held_out, s.seed)
+    print(f"{said}, {held_out.sum()} of them held out", flush=True)
+    found = findings(train_grid(rows, held_out, vocab_size, s), lengths[held_out].numpy())
+    print("\n".join(f"{value:8.3f}  {name}" for name, value in found.items()))
+    if s.json:
+        settings = {name: x for name, x in vars(s).items() if name not in ("file", "json")}
+        write_json({"file": str(s.file), "settings": settings, **found}, s.json)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

@@ -10,7 +10,6 @@ The column GEMM is the share of the peak, one large float32 product: operations 
 real token once, as far as it is needed. PAD, or a prompt read again, takes time and counts for nothing.
 """
 
-import json
 import statistics
 import sys
 import time
@@ -27,9 +26,8 @@ from tqdm import tqdm
 import world
 from ensemble import Ensemble
 from policy import Config, LanguageModel, TrainConfig, sample, train_lm
-from pool import write_whole
 from ppo import PPOConfig, ppo
-from report import exit_status, parser_of
+from report import exit_status, parser_of, write_json
 from rm import RewardModel
 
 P, R = world.PROMPT_LENGTH, world.RESPONSE_LENGTH
@@ -127,7 +125,7 @@ def measure(device, rounds):
     workloads = make_workloads(device)
     seconds = in_turn({name: workload[1] for name, workload in workloads.items()}, rounds, device)
     peak = workloads["gemm"][3] / seconds["gemm"]
-    hardware = torch.cuda.get_device_name() if device == "cuda" else f"CPU threads: {torch.get_num_threads()}"
+    hardware = torch.cuda.get_device_name() if device == "cuda" else "CPU, one thread"
     found = {"hardware": hardware, "gemm_peak": peak}
     print(f"{hardware:60}{'seconds':>9}{'per second':>13}{'GEMM':>7}")
     for name, (what, _, units, needed) in workloads.items():
@@ -142,19 +140,18 @@ def main(argv=None):
     parser = parser_of(__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="cpu (default) or cuda")
-    parser.add_argument("--threads", type=int, default=1, help="of the CPU (default 1)")
     parser.add_argument("--rounds", type=int, default=5, help="timed runs of each workload (default 5)")
     given = parser.parse_args(argv)
-    if given.rounds < 1 or given.threads < 1:
-        raise ValueError(f"--rounds and --threads must be >= 1, got {given.rounds} and {given.threads}")
+    if given.rounds < 1:
+        raise ValueError(f"--rounds must be >= 1, got {given.rounds}")
     if given.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch sees no GPU")
     if given.json:  # an error now, not after minutes
         given.json.parent.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(given.threads)
+    torch.set_num_threads(1)
     found = measure(given.device, given.rounds)
     if given.json:
-        write_whole(given.json, json.dumps(found, indent=1).encode())
+        write_json(found, given.json)
 
 
 if __name__ == "__main__":

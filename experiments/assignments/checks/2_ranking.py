@@ -38,8 +38,12 @@ def check_the_loss(their):
 
 
 def check_what_is_left_free(their):
-    rewards = 1.5 * their.given.normal(4, 3)
-    moved = torch.tensor(expect_numbers("same_rankings", their.same_rankings(rewards), (4, 3)))
+    for B in (4, 7):
+        expect_same_rankings(their, 1.5 * their.given.normal(B, 3))
+
+
+def expect_same_rankings(their, rewards):
+    moved = torch.tensor(expect_numbers("same_rankings", their.same_rankings(rewards), tuple(rewards.shape)))
     before, after = minus_log_probability(rewards.double()), minus_log_probability(moved)
     i = (after - before).abs().argmax()
     words = f"one ranking's loss was {before[i]:.2f} and is {after[i]:.2f}: on what does it depend?"
@@ -48,6 +52,7 @@ def check_what_is_left_free(their):
     moves = moved - rewards
     least = moves.abs().min()
     expect(least > 0.999, f"every reward must move by at least 1, one has moved by {least:.2f}")
+    expect(moves.abs().max() < 1e3, "some reward has moved by 1,000 or more: less will do")
     words = "Normalising the rewards undoes that, but not a shift for each post, which divides an ensemble"
     expect(moves.max() - moves.min() > 1e-3 + rounding, f"all rankings have moved by the same. {words}")
 

@@ -1,12 +1,14 @@
 """Assignment 4: an experience computed row by row, beside the answer's."""
 
+import numpy as np
 import torch
 from expect import Wrong, expect, expect_numbers
 
-EOS, B, R, BETA = 8, 64, 12, 0.3
+EOS, BETA = 8, 0.3
+SHAPES = ((64, 12), (40, 30))  # of the responses
 
 
-def sampled(given):
+def sampled(given, B, R):
     """Responses, their lengths, whether each has stopped, and what comes with them. After a response's end
     stands what may: any token (EOS too), numbers, or NaN."""
     rng = given.rng()
@@ -24,6 +26,7 @@ def sampled(given):
 def definition(lengths, sample):
     """The experience by loops over rows and tokens, if each response had so many tokens."""
     _, scores, logp, ref_logp, values = sample
+    B, R = logp.shape
     mask, returns = torch.zeros(B, R, dtype=torch.bool), torch.zeros(B, R)
     for row, length in enumerate(lengths.tolist()):
         mask[row, :length] = True
@@ -32,15 +35,28 @@ def definition(lengths, sample):
     raw = (returns - values)[mask]
     advantages = torch.zeros(B, R)
     advantages[mask] = (raw - raw.mean()) / raw.std(correction=0)
-    return {"kl": (logp - ref_logp)[mask].sum() / B, "returns": returns, "advantages": advantages}
+    return {
+        "mask": mask,
+        "kl": (logp - ref_logp)[mask].sum() / B,
+        "returns": returns,
+        "advantages": advantages,
+    }
 
 
 def compare(their, name):
     """Wrong if the answer's `name` differs in any response; it says in how many, and not in which."""
-    lengths, stopped, sample = sampled(their.given)
+    for shape in SHAPES:
+        compare_on(their, name, *shape)
+
+
+def compare_on(their, name, B, R):
+    lengths, stopped, sample = sampled(their.given, B, R)
     given = their.experience(*sample, BETA, EOS)
     expect(isinstance(given, dict) and name in given, f"experience must return a dict with {name}")
-    right = definition(lengths, sample)[name]
+    right = definition(lengths, sample)[name].float()
+    padded = "after a response's end stands anything, NaN too: does padding count as text?"
+    numbers = isinstance(given[name], torch.Tensor | np.ndarray | float)
+    expect(not numbers or np.isfinite(np.asarray(given[name])).all(), f"{name} has NaN or infinity: {padded}")
     mine = torch.tensor(expect_numbers(name, given[name], tuple(right.shape))).float()
     repairs = {
         "the EOS is a decision too: it must count": lengths - stopped.int(),
@@ -50,11 +66,16 @@ def compare(their, name):
     }
     if not torch.allclose(mine, right, atol=1e-4):
         for words, other in repairs.items():
-            expect(not torch.allclose(mine, definition(other, sample)[name], atol=1e-4), f"{name}: {words}")
+            theirs = definition(other, sample)[name].float()
+            expect(not torch.allclose(mine, theirs, atol=1e-4), f"{name}: {words}")
         if name == "kl":
             raise Wrong(f"over {B} responses the KL is {right:.3f} nats per response, yours is {mine:.3f}")
         rows = ((mine - right).abs() > 1e-4).any(1).sum()
         raise Wrong(f"of {B} responses, {rows} have wrong {name}")
+
+
+def check_mask(their):
+    compare(their, "mask")
 
 
 def check_kl(their):

@@ -37,7 +37,8 @@ def spreads(prices):
 
 def edited(their, post, summary):
     """The edited summary; Wrong if it is no text of this world."""
-    text = their.edit(world.decode(post), world.decode(summary))
+    post, summary = world.decode(post), world.decode(summary)
+    text = their.edit(post, summary)
     expect(isinstance(text, str) and len(text) < 1000, f"edit must return a short text, got {text!r}")
     try:
         tokens = world.encode(text)
@@ -45,6 +46,9 @@ def edited(their, post, summary):
         expect(False, str(error))
     most = world.RESPONSE_LENGTH - 1
     expect(0 < len(tokens) <= most, f"{text!r} has {len(tokens)} tokens, a response 1 to {most}")
+    words = summary.split()
+    kept = sum(word in text.split() for word in words)
+    expect(2 * kept > len(words), f"{text!r} is no edit of {summary!r}: most of its words must stay")
     return text
 
 

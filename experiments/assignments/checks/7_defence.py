@@ -68,9 +68,14 @@ def pairs_by_rule(given, count=48):
 
 def kept_apart(their, pairs):
     """The share of pairs in which the patched reward of the better text is the higher one."""
-    patched = [[their.patched(reward, post, text) for text, reward, _ in both] for post, *both in pairs]
-    patched = [[float(expect_numbers("patched", value, ())) for value in both] for both in patched]
-    return sum(better > worse for better, worse in patched) / len(pairs)
+    asked = [(post, text, reward) for post, *both in pairs for text, reward, _ in both]
+    rng, patched = random.Random(their.given.seed), {}
+    for _ in range(2):  # in any order, and once more in another: what a text is worth is all there is to say
+        for post, text, reward in rng.sample(asked, len(asked)):
+            value = float(expect_numbers("patched", their.patched(reward, post, text), ()))
+            same = patched.setdefault((post, text), value) == value
+            expect(same, f"patched gives {text!r} another reward when it is asked again")
+    return sum(patched[post, a[0]] > patched[post, b[0]] for post, a, b in pairs) / len(pairs)
 
 
 def check_such_exploits_lose(their):
@@ -99,4 +104,7 @@ def check_exploits_by_other_rules_lose(their):
     words = (
         f"of exploits by other rules, which you have not seen, {sum(shares) / len(shares):.0%} lose, not 80%"
     )
-    expect(sum(shares) >= 0.8 * len(shares), f"{words}. Say what is good, not what these exploits look like")
+    expect(
+        sum(shares) >= 0.8 * len(shares),
+        f"{words}. Say what is good, not what these exploits look like: facts are not all",
+    )

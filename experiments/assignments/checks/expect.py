@@ -48,7 +48,7 @@ def expect_numbers(name, given, shape):
     """`given` as an array, if it is a tensor or an array of finite numbers of this shape."""
     expect(given is not None, f"{name} is None: is a `return` missing?")
     words = "torch's max, min, median and sort return two tensors along an axis: take .values"
-    expect(not isinstance(given, list), f"{name} is a tuple or a list: {words}")
+    expect(not isinstance(given, list), f"{name} is a tuple or a list, not an array: {words}")
     numbers = isinstance(given, torch.Tensor | np.ndarray | float | int)
     expect(numbers, f"{name} must be numbers, got a {type(given).__name__}")
     given = np.asarray(given, dtype=float)
@@ -68,7 +68,7 @@ def expect_close(name, given, right, slips=None, hint=""):
     right = np.asarray(right, dtype=float)
     given = expect_numbers(name, given, right.shape)
     advice = next((words for words, result in (slips or {}).items() if same(given, result)), hint)
-    shown = [np.array2string(x, precision=4, suppress_small=True) for x in (right, given)]
+    shown = [np.array2string(x, formatter={"float_kind": "{:.4g}".format}) for x in (right, given)]
     words = f"{name} must be {shown[0]}, yours is {shown[1]}"
     expect(same(given, right), f"{words}: {advice}" if advice else words)
 
@@ -79,8 +79,11 @@ def expect_close(name, given, right, slips=None, hint=""):
 @cache
 def load_bank(path):
     """The bank as a dict: rewards (M, posts, n), gold and responses (posts, n), posts (posts,), and so on."""
-    with np.load(path) as bank:
-        return dict(bank)
+    try:
+        with np.load(path) as bank:
+            return dict(bank)
+    except ValueError:
+        raise ValueError(f"{path} is no bank: give bank-SEED-TASK.npz of a run") from None
 
 
 def describe(given):

@@ -13,7 +13,8 @@ average,
 
 Read: the docstring of experiments/world.py, and the README up to "Why".
 Hint: np.load("experiments/results/bank-tldr.npz") has "posts", "responses", "rewards" (25, posts, 64) and
-"gold". What did the raters pay for? Which faults were no rater ever shown? One of each makes a hack.
+"gold". What goes with good summaries in all that the raters saw, though nobody pays for it? A fault hides
+there best.
 """
 
 

@@ -2,7 +2,7 @@
 
 Reward models from several pretrainings are equally right on the raters' pairs. The pairs leave open what
 other texts are worth, and there the pretraining decides. Find such a text: edit a perfect summary, in the
-world's words and at most 23 tokens, rightly or wrongly, so that
+world's words and at most 23 tokens, rightly or wrongly, most of its words unchanged, so that
 
 - what reward models pay for the edit differs between pretrainings twice as much as within one, or more;
 - it differs about as much as on the plain edit of `sample_edits` on which they differ most.

@@ -1,6 +1,6 @@
 """Fills in what README.md and experiments/results/README.md say of the records in experiments/results.
 
-    python experiments/more/readme.py
+    python .ci/readme.py
 
 A page marks a place with <!-- name --> and <!-- end -->: `sections` makes what stands between. README.md's
 film is results/watch.txt, what `COLUMNS=120 python experiments/watch.py` printed, and difficulty.txt is what
@@ -11,7 +11,7 @@ import re
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "experiments"), str(ROOT)]
 
 import numpy as np
@@ -165,8 +165,8 @@ def sections(records):
 
 
 def shortened(film):
-    """What watch.py prints, with every third line of its updates only."""
-    lines = film.strip().splitlines()
+    """What watch.py prints, with every third line of its updates only; its last lines say what these do."""
+    lines = [line for line in film.strip().splitlines() if "all texts: " not in line]
     return "\n".join(line for line in lines if not line[:6].strip().isdigit() or int(line[:6]) % 12 == 0)
 
 
