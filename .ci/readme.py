@@ -7,17 +7,19 @@ film is results/watch.txt, what `COLUMNS=120 python experiments/watch.py` printe
 play.py did. A test fails when a page and these files differ.
 """
 
+import json
 import re
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "experiments"), str(ROOT)]
+sys.path[:0] = [str(ROOT / "experiments" / "more"), str(ROOT / "experiments"), str(ROOT)]
 
 import numpy as np
 
 from claims import CLAIMS, KINDS, claims_table
 from report import agreement, load_records, mean_and_interval
+from variants import numbers
 
 RESULTS = ROOT / "experiments" / "results"
 PAGES = [ROOT / "README.md", RESULTS / "README.md"]
@@ -69,6 +71,26 @@ def traits_markdown(records):
         means = [np.mean([r["traits"][policy][name] for r in records]) for name in names]
         rows.append([policy, *(f"{mean:.2f}" for mean in means)])
     return markdown(["policy", *names], rows)
+
+
+def variants_markdown(path, base=None):
+    """What remedies.py or dial.py left: for each group a row for each variant, a column for each quantity.
+    With a base, the others are differences from it."""
+    worlds, rows = json.loads(path.read_text("utf-8"))["worlds"], []
+    for group, variants in next(iter(worlds.values())).items():
+        quantities = list(next(iter(variants.values())))
+        rows.append([f"**{group}**", *(f"**{name.replace('_', ' ')}**" for name in quantities)])
+        for variant in variants:
+            found = [numbers(worlds, group, variant, name) for name in quantities]
+            if base not in (None, variant):
+                found = [
+                    x - numbers(worlds, group, base, name) for x, name in zip(found, quantities, strict=True)
+                ]
+            rows.append([variant, *map(mean_and_interval, found)])
+    width = max(map(len, rows))
+    return markdown(
+        [f"{len(worlds)} worlds"] + [""] * (width - 1), [row + [""] * (width - len(row)) for row in rows]
+    )
 
 
 def world_line(task, records):

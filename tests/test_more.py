@@ -68,8 +68,9 @@ def test_a_tiny_world(tiny, tmp_path, monkeypatch, script, name, flags, variant)
     monkeypatch.delitem(dial.ARMS, "all habits")  # less work
     out = shutil.copytree(tiny, tmp_path / "out")
     script.main([*TINY, *flags.split(), "--seeds", "3", "--processes", "1", "--out", str(out)])
-    assert (out / f"{name}.png").stat().st_size > 10_000
-    found, world = (json.loads((out / f"{x}.json").read_text("utf-8")) for x in (name, "world-3-tldr"))
+    assert (out / f"{name}-tldr.png").stat().st_size > 10_000
+    paths = (f"{name}-tldr.json", "world-3-tldr.json")
+    found, world = (json.loads((out / path).read_text("utf-8")) for path in paths)
     gold = found["worlds"]["3"]["best of n, pretrain"][variant]["gold"]
     same = 1 if name == "members" else 4  # of other models only the samples, n = 1, are the same
     assert gold[:same] == pytest.approx(world["best_of_n"]["pretrain"]["gold"][:same], abs=1e-4)

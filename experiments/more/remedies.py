@@ -19,8 +19,8 @@ would make the same KL weight bite harder. So for PPO every reward, that of "non
 Controls: where raters see no chatter, models may pay for chatter copied from the post. That depends on the
 post, so contrast must not cure it. With --list-gap 0 no shared hack is planted.
 
-Takes the flags of overopt.py; --aggregator and --device change nothing. Into --out go remedies.json and a
-figure, remedies.png.
+Takes the flags of overopt.py; --aggregator and --device change nothing. Into --out go
+remedies-TASK.json and a figure, remedies-TASK.png.
 """
 
 import copy

@@ -29,13 +29,14 @@ def settings_of_ensembles(given):
 
 
 def compare(name, given, s, measure, quantities, base=None, **own):
-    """A script from its parsed flags to NAME.json and NAME.png. measure(given, s, seed, pool): the numbers of
-    a world. quantities: what is drawn. base: see `table`. own: the script's own flags, for the record."""
+    """A script from its parsed flags to NAME-TASK.json and NAME-TASK.png. measure(given, s, seed, pool): the
+    numbers of a world. quantities: what is drawn. base: see `table`. own: the script's flags, to record."""
     out = given.out or Path("runs", name)
     with cluster(given.scheduler) if given.scheduler else processes(given.processes) as executor:
         pool = Pool(executor, out / "cache")
         worlds = {seed: measure(given, s, seed, pool) for seed in given.seeds}
     record = {"task": given.task, "settings": asdict(s), **own, "n": powers(s.n), "worlds": worlds}
+    name = f"{name}-{given.task}"
     write_json(overopt.rounded(record), out / f"{name}.json")
     write_png(draw(worlds, quantities), out / f"{name}.png")
     changed = {flag: x for flag, x in asdict(s).items() if x != getattr(overopt.Settings, flag)}
