@@ -3,7 +3,7 @@
     python .ci/readme.py
 
 A page marks a place with <!-- name --> and <!-- end -->: `sections` makes what stands between. README.md's
-film is results/watch.txt, what `COLUMNS=120 python experiments/watch.py` printed, and difficulty.txt is what
+film is results/watch.txt, what `COLUMNS=160 python experiments/watch.py` printed, and difficulty.txt is what
 play.py did. A test fails when a page and these files differ.
 """
 
@@ -96,6 +96,8 @@ def variants_markdown(path, base=None):
 def world_line(task, records):
     """The worlds of a task: how well reward models know raters and gold, and PPO's critic the returns."""
     seeds = ", ".join(str(record["seed"]) for record in records)
+    paid = " ".join(f"{edit('list')(r):+.2f}" for r in records)
+    lists = " ".join(f"{r['traits']['PPO, pretrain']['list']:.2f}" for r in records)
     accuracy, ceiling = (np.mean([r["accuracy"][name] for r in records]) for name in ("mean", "ceiling"))
     one, all_models = (np.mean([r["correlation"][name] for r in records]) for name in ("one", "all"))
     explained = [np.mean(run["curve"]["explained_variance"][-5:]) for r in records for run in r["ppo"]]
@@ -103,7 +105,8 @@ def world_line(task, records):
         f"- {task}: seeds {seeds}. Reward models order {accuracy:.1%} of unseen pairs as the raters do, gold "
         f"{ceiling:.1%}. On SFT's samples one correlates with gold at {one:.2f}, the mean of all at "
         f"{all_models:.2f}. In PPO's last five updates the critic explains {np.mean(explained):.0%} of the "
-        "variance of the returns"
+        "variance of the returns. World by world, models pay for a list "
+        f"{paid}, and of the texts of PPO on pretrain ensembles {lists} are lists"
     )
 
 
@@ -117,23 +120,16 @@ def edit(name):
     return lambda record: np.mean(record["edits"][name]["models"])
 
 
-def spread(name):
-    """How much the price of an edit differs within a pretraining, and between the means of pretrainings; and
-    how much these would differ by luck alone. Standard deviations."""
+def excess(name):
+    """How much more what models pay for an edit differs between the means of pretrainings than it would by
+    the luck of finetuning alone, which also shows within a pretraining. Standard deviations."""
 
-    def within(record):
-        return paid(record).std(axis=1, ddof=1).mean()
+    def difference(record):
+        paid = np.reshape(record["edits"][name]["models"], (-1, record["settings"]["finetune_seeds"]))
+        luck = paid.std(axis=1, ddof=1).mean() / paid.shape[1] ** 0.5
+        return paid.mean(1).std(ddof=1) - luck
 
-    def between(record):
-        return paid(record).mean(1).std(ddof=1)
-
-    def paid(record):
-        return np.reshape(record["edits"][name]["models"], (-1, record["settings"]["finetune_seeds"]))
-
-    def luck(record):
-        return within(record) / record["settings"]["finetune_seeds"] ** 0.5
-
-    return {"within": within, "between": between, "luck": luck}
+    return difference
 
 
 def ranked(kind):
@@ -142,26 +138,29 @@ def ranked(kind):
 
 
 def between(kind, higher, lower=None):
-    """What the best of n gains by one judge's reward, or how much more than by another's; gold in its std."""
+    """What the best of n gains by one reward, or how much more than by another; gold in its std."""
 
-    def gain(record, judge):
-        curve = np.array(record["best_of_n"][kind][judge])
-        return (curve[-1] - curve[0]) / (record["gold_std"] if judge == "gold" else 1)
+    def gain(record, whose):
+        curve = np.array(record["best_of_n"][kind][whose])
+        return (curve[-1] - curve[0]) / (record["gold_std"] if whose == "gold" else 1)
 
     return lambda record: gain(record, higher) - (gain(record, lower) if lower else 0)
 
 
+def gain_of_pretrainings(*judges):
+    """`between` by pretrain ensembles, minus by finetune ensembles."""
+    return lambda record: between("pretrain", *judges)(record) - between("finetune", *judges)(record)
+
+
+RISE = {"own": ("proxy", "jury"), "shared": ("jury", "gold"), "true": ("gold",)}
 WHY = {
     "luck": between("single", "proxy", "same"),
-    "pretraining": between("single", "same", "jury"),
-    **{f"own_{kind}": between(kind, "proxy", "jury") for kind in KINDS},
-    **{f"shared_{kind}": between(kind, "jury", "gold") for kind in KINDS},
-    **{f"true_{kind}": between(kind, "gold") for kind in KINDS},
+    **{f"{name}_{kind}": between(kind, *judges) for name, judges in RISE.items() for kind in KINDS},
+    **{f"{name}_gain": gain_of_pretrainings(*judges) for name, judges in RISE.items()},
     "edit_list": edit("list"),
-    "edit_filler": edit("filler"),
     "edit_number": edit("wrong number"),
     "edit_object": edit("wrong object"),
-    **{f"number_{where}": values for where, values in spread("wrong number").items()},
+    "number_excess": excess("wrong number"),
     "ranked_raters": ranked("raters' texts"),
     "ranked_sft": ranked("SFT's samples"),
     "ranked_ppo": ranked("PPO's texts"),
@@ -172,7 +171,8 @@ def sections(records):
     """{name: text} of all that a page may ask for. A claim's id: its mean and interval for tldr."""
     tables = {task: {row["id"]: row for row in claims_table(found)} for task, found in records.items()}
     texts = {name: mean_over(records["tldr"], values) for name, values in WHY.items()}
-    texts |= {id: mean_and_interval(row["numbers"]) for id, row in tables["tldr"].items()}
+    for id, row in tables["tldr"].items():
+        texts[id] = mean_and_interval(row["numbers"]) + " (fragile)" * row["fragile"]
     results = [f"## {t}\n\n{full_markdown(tables[t])}\n\n{traits_markdown(records[t])}" for t in records]
     measures = "\n".join(f"- `{claim.id}`: {claim.statement}" for claim in CLAIMS)
     return texts | {
@@ -187,9 +187,9 @@ def sections(records):
 
 
 def shortened(film):
-    """What watch.py prints, with every third line of its updates only; its last lines say what these do."""
-    lines = [line for line in film.strip().splitlines() if "all texts: " not in line]
-    return "\n".join(line for line in lines if not line[:6].strip().isdigit() or int(line[:6]) % 12 == 0)
+    """What watch.py prints, with only the first, the middle and the last of its updates, without its end."""
+    lines = film.partition("\n\nAt the end")[0].splitlines()
+    return "\n".join(line for line in lines if not line[:6].strip().isdigit() or int(line[:6]) % 20 == 0)
 
 
 def fill(page, texts):

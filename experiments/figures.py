@@ -45,9 +45,10 @@ def overoptimisation(records):
             band(axis, kl.mean(0), proxy, GREY, f"proxy, KL weight {weight:g}", style)
             band(axis, kl.mean(0), gold, COLOURS[kind], f"gold, KL weight {weight:g}", style)
         axis.set(title=f"PPO on {KINDS[kind]}", xlabel="KL to SFT (nats per response)")
-        axis.legend(fontsize=10, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)  # below the panel
-    axes[0].set(ylabel="gain over SFT (std of rewards of SFT's texts)")
-    figure.suptitle("The reward keeps rising. Does the text get better?", x=0.01, ha="left")
+        axis.legend(fontsize=9, loc="upper left")
+    low, high = axes[0].get_ylim()
+    axes[0].set(ylabel="gain over SFT (std)", ylim=(low, high + 0.5 * (high - low)))  # room for the legends
+    figure.suptitle("The reward (grey) keeps rising. Does the text get better?", x=0.01, ha="left")
     return figure
 
 
@@ -66,7 +67,7 @@ def best_of_n(records):
         axis.set_xscale("log", base=2)
         axis.set_xticks(ns, ns)
         axis.set(xlabel="n (best of n)")
-    axes[0].set(title="Best of n: what does the proxy do?", ylabel="proxy: the reward that picks")
+    axes[0].set(title="Best of n: what does the proxy do?", ylabel="proxy: the reward that picks (std)")
     axes[1].set(title="What does the true reward do?", ylabel="true reward (gold)")
     axes[0].legend()
     return figure
@@ -92,7 +93,7 @@ def anatomy(records):
         axis.set_xscale("log", base=2)
         axis.set_xticks([*ns, ns[-1] * 2.5], [*ns, "PPO"])
         axis.set(title=KINDS[kind], xlabel="n (best of n)")
-    axes[0].set(ylabel="gain over SFT (std of rewards of SFT's texts)")
+    axes[0].set(ylabel="gain over SFT (std)")
     axes[0].legend(fontsize=10)
     figure.suptitle("Whose reward rises with the proxy?", x=0.01, ha="left")
     return figure
@@ -119,7 +120,7 @@ def edits(records):
     axes[0].set_yticks(range(len(names)), names)
     axes[0].set_xticks(np.arange(M // F) * F + (F - 1) / 2, [f"pretraining {p + 1}" for p in range(M // F)])
     axes[1].set_xticks([0], ["gold"])
-    title = "What does each reward model pay for an edit of a perfect summary? (std of SFT's texts)"
+    title = "What does each reward model pay (blue) or charge (red) for an edit of a perfect summary? (std)"
     figure.suptitle(title, x=0.01, ha="left")
     return figure
 
@@ -151,11 +152,12 @@ def frontier(records):
         x = np.mean(kl, axis=1)
         band(axis, x, np.transpose(gold), COLOURS[kind], name)
         axis.plot(kl[-1], gold[-1], ".", color=COLOURS[kind], alpha=0.5)
-        if kind == "pretrain":
+        if kind == "finetune":
             for where, y, weight in zip(x[1:], np.mean(gold, axis=1)[1:], weights, strict=True):
                 axis.annotate(f"{weight:g}", (where, y), (0, 8), textcoords="offset points", fontsize=10)
     axis.set(title="How far is too far? PPO at each KL weight")
-    axis.set(xlabel="KL to SFT (nats per response)", ylabel="true reward (gold)")
+    xlabel = f"KL to SFT (nats per response). Dots: single worlds at {weights[-1]:g}"
+    axis.set(xlabel=xlabel, ylabel="true reward (gold)")
     axis.legend()
     return figure
 
@@ -165,7 +167,7 @@ def traits(records):
     units = {
         "list": "share that are lists",
         "length": "tokens",
-        "wrong_facts": "wrong facts",
+        "wrong_facts": "wrong facts in a text",
         "numbers": "share with a number",
     }
     policies = {"SFT": GREY} | {f"PPO, {kind}": COLOURS[kind] for kind in KINDS}

@@ -5,17 +5,17 @@
     python experiments/watch.py --post "ben lost two kites in lima on friday. our food was awful. tl;dr:"
     python experiments/watch.py --models runs/quick/models-1-tldr.pt          # of a run of your own
 
-Nothing is trained first: the policy (SFT) and the reward models are those of one world of the results. A line
-shows the policy after so many updates: its KL to SFT, the means of proxy and gold over all its texts, and its
-answer to the one post, with the same luck every time. "Liked by" compares it with the first answer: a + for
-each reward model that rates it higher, a - lower, a . within a tenth of a standard deviation. PPO sees the
-members, neither the others nor the jury, which is of a further pretraining.
+Nothing is trained first: the policy (SFT) and the reward models are those of one world of the results, and
+this is that world's first PPO run again, but for rounding. A line shows the policy after so many updates: its
+KL to SFT, the means of proxy and gold over all its texts, the share of lists, and its answer to the one post,
+with the same luck every time. "Liked by" compares it with the first answer: a + for each reward model that
+rates it higher, a - lower, a . within a tenth of a standard deviation. PPO is trained on the members, neither
+on the others nor on the jury, which is of a further pretraining.
 """
 
 import copy
 import sys
 import textwrap
-from functools import partial
 from pathlib import Path
 from shutil import get_terminal_size
 
@@ -29,20 +29,18 @@ import world
 from claims import KINDS
 from ensemble import Ensemble, finetune_ensembles, pretrain_ensembles
 from models import SHIPPED, load_models
+from overopt import PPO_PROMPTS, seed_for
 from policy import sample
 from ppo import PPOConfig, ppo
 from remedies import CHOSEN, contrast
 from report import exit_status, gold_in_parts, parser_of
 
 REWARDS = KINDS | {"contrast": "pretrain ensemble, less what a text earns under other posts"}
-POST = "anna sold seven lamps in paris on monday. the weather was nice. tl;dr:"
+POST = "clara sent four rugs on friday in paris. the weather seemed great. tl;dr:"  # of the record's film
 EVERY = 4  # updates from line to line
-# Larger steps than the experiment's, and fewer: half the time. Chosen on the shipped models, to show the
-# story (NOTES.md); no claim depends on them.
-QUICK = {"batch_size": 128, "minibatch_size": 64, "lr": 6e-4}
 HEAD = """\
-               all texts    this text     liked by
-update   KL  proxy  gold  proxy  gold"""
+                     all texts    this text     liked by
+update   KL  proxy  gold  lists  proxy  gold"""
 
 
 def judges_of(models, kind):
@@ -65,14 +63,19 @@ def marks(rewards, first):
 def watch(models, kind, post, config):
     """PPO on one kind of reward, with a line every few updates. Returns the last text, as a row, each judge's
     marks, and the first and the last record of PPO."""
-    judges, gold = judges_of(models, kind), partial(world.gold, task=models.task)
-    policy, prompts = copy.deepcopy(models.policy), world.sample_posts(1000, config.seed)
+    judges, policy, lists = judges_of(models, kind), copy.deepcopy(models.policy), []
+    prompts = world.sample_posts(PPO_PROMPTS, seed_for(models.seed, "ppo posts"))
     reward = judges["members"]
     if kind == "contrast":
         reward = contrast(reward, prompts[: CHOSEN["others"]], CHOSEN["contrast_weight"])
 
+    def gold(posts, responses):
+        parts, traits = world.judge_rows(posts, responses, models.task)
+        lists.append(traits["list"].mean().item())
+        return sum(parts.values())
+
     def answer():
-        generator = torch.Generator().manual_seed(config.seed)
+        generator = torch.Generator().manual_seed(0)
         return sample(policy, post, world.RESPONSE_LENGTH, generator)
 
     print(f"\nPPO on {REWARDS[kind]}, KL weight {config.beta:g}")
@@ -85,10 +88,11 @@ def watch(models, kind, post, config):
             first = first or rewards
             liked = {name: marks(rewards[name], first[name]) for name in judges}
             line = f"{record['update']:6}{record['kl']:5.1f}{record['proxy']:7.2f}{record['gold']:6.2f}"
-            line += f"{reward(post, response).item():7.2f}{gold(post, response).item():6.2f}"
+            line += f"{lists[-1]:7.2f}{reward(post, response).item():7.2f}"
+            line += f"{world.gold(post, response, models.task).item():6.2f}"
             line += "".join(f"  {liked[name]:{width}}" for name, width in widths.items())
             show(line, world.decode(response[0]))
-        records.append(record)
+        records.append(record | {"lists": lists[-1]})
         last, response = response, answer()
     return last, liked, records[0], records[-1]
 
@@ -107,11 +111,11 @@ def ends(models, post, found):
     lines = ["\nAt the end"]
     for kind, (response, liked, start, end) in found.items():
         fans = ", ".join(f"{mark.count('+')} of {len(mark)} {name}" for name, mark in liked.items())
-        lines.append(f"  {REWARDS[kind]}:  {world.decode(response[0])}")
+        rises = [f"{name} {start[name]:.2f} -> {end[name]:.2f}" for name in ("proxy", "gold", "lists")]
+        lines.append(f"  {REWARDS[kind]}, all texts: {', '.join(rises)}")
+        lines.append(f"      this text:  {world.decode(response[0])}")
         lines.append(f"      gold {gold_in_parts(post[0].tolist(), response[0].tolist(), models.task)}")
         lines.append(f"      liked better than the first text by {fans}")
-        rises = [f"{name} {start[name]:.2f} -> {end[name]:.2f}" for name in ("proxy", "gold")]
-        lines.append(f"      all texts: {', '.join(rises)}")
     return "\n".join(lines)
 
 
@@ -122,9 +126,9 @@ def main():
     add("--post", default=POST, help="a post in the world's words (default: README's)")
     kinds = {"choices": REWARDS, "nargs": "+", "default": ["single", "pretrain"]}
     add("--reward", **kinds, help="what PPO optimises (default single pretrain)")
-    add("--kl-weight", type=float, default=0.01, help="weight of the KL penalty (default 0.01)")
-    add("--updates", type=int, default=24, help="updates of PPO (default 24)")
-    add("--seed", type=int, default=0, help="of PPO (default 0)")
+    add("--kl-weight", type=float, default=0.02, help="weight of the KL penalty (default 0.02)")
+    add("--updates", type=int, default=40, help="updates of PPO (default 40)")
+    add("--seed", type=int, default=0, help="of PPO; 0 and 1 are the runs of the experiment (default 0)")
     add("--models", type=Path, default=SHIPPED, help="models-SEED-TASK.pt of a run")
     given = parser.parse_args()
     if given.updates < 1:
@@ -134,8 +138,8 @@ def main():
     post = torch.tensor([world.encode(given.post)])
     if post.shape[1] != world.PROMPT_LENGTH:
         raise ValueError(f"--post must have {world.PROMPT_LENGTH} words and marks, such as: {POST}")
-    sizes = QUICK | {"updates": given.updates + 1, "max_new_tokens": world.RESPONSE_LENGTH}
-    config = PPOConfig(given.kl_weight, seed=given.seed, **sizes)
+    seed = seed_for(models.seed, "ppo", given.seed)
+    config = PPOConfig(given.kl_weight, given.updates + 1, max_new_tokens=world.RESPONSE_LENGTH, seed=seed)
     print(f"Models: {models}\nPost:   {world.decode(post[0])}")
     found = {kind: watch(models, kind, post, config) for kind in dict.fromkeys(given.reward)}
     print(ends(models, post, found))

@@ -1,6 +1,7 @@
 """watch.py and play.py, on the models of the tiny world: scripted input, narrow terminals, bad input."""
 
 import io
+from functools import partial
 
 import pytest
 
@@ -8,6 +9,7 @@ import play
 import watch
 import world
 from models import SHIPPED, load_models
+from ppo import PPOConfig
 from report import exit_status
 
 POST = "anna sold seven lamps in paris on monday. the weather was nice. tl;dr:"
@@ -27,7 +29,7 @@ def start(tiny, monkeypatch, capsys):
 
 def test_watch(start, monkeypatch):
     """A kind of reward is not watched, an update has no line, or a text is wider than the terminal."""
-    monkeypatch.setattr(watch, "QUICK", {"batch_size": 8, "minibatch_size": 4})
+    monkeypatch.setattr(watch, "PPOConfig", partial(PPOConfig, batch_size=8, minibatch_size=4))
     monkeypatch.setenv("COLUMNS", "60")
     status, said, _ = start(watch, "--updates", "8", "--reward", "finetune", "single", "--post", POST)
     assert status == 0
@@ -43,7 +45,7 @@ def test_watch(start, monkeypatch):
 
 def test_the_same_seed_is_the_same_film(start, monkeypatch):
     """A class cannot repeat what it saw; or --seed changes nothing."""
-    monkeypatch.setattr(watch, "QUICK", {"batch_size": 8, "minibatch_size": 4})
+    monkeypatch.setattr(watch, "PPOConfig", partial(PPOConfig, batch_size=8, minibatch_size=4))
     flags = ("--updates", "4", "--reward", "single", "--post", POST, "--seed")
     one, same, other = (start(watch, *flags, seed)[1] for seed in "001")
     assert one == same != other
