@@ -115,6 +115,11 @@ def mean_over(records, values):
     return mean_and_interval([values(record) for record in records])
 
 
+def how_many(records, is_so):
+    """In how many worlds something is so: "7 of 8"."""
+    return f"{sum(map(is_so, records))} of {len(records)}"
+
+
 def edit(name):
     """What the mean reward model pays for an edit of a perfect summary."""
     return lambda record: np.mean(record["edits"][name]["models"])
@@ -177,8 +182,11 @@ def sections(records):
     measures = "\n".join(f"- `{claim.id}`: {claim.statement}" for claim in CLAIMS)
     return texts | {
         "count": str(len(records["tldr"])),
+        "list_paid": how_many(records["tldr"], lambda r: edit("list")(r) > 0),
+        "list_taken": how_many(records["tldr"], lambda r: r["traits"]["PPO, pretrain"]["list"] > 0.5),
         "watch": f"\n```\n{shortened((RESULTS / 'watch.txt').read_text('utf-8'))}\n```\n",
         "difficulty": f"\n```\n{(RESULTS / 'difficulty.txt').read_text('utf-8').strip()}\n```\n",
+        "remedies": f"\n{variants_markdown(RESULTS / 'remedies-tldr.json', 'none')}\n",
         "claims": f"\n{claims_markdown(tables, records)}\n",
         "measures": f"\n{measures}\n",
         "worlds": "\n" + "\n".join(world_line(*item) for item in records.items()) + "\n",

@@ -269,7 +269,12 @@ def test_a_class_half_of_it_hostile(tmp_path, capsys):
     places = {
         "ada/3_kl.py": right,
         "bob/bob/3_kl.py": right.replace("x", "x"),
-        "cleo_123_4567_3_kl-1.py": right.replace("log_ratio", "lr"),
+        "cleo_LATE_123_4567_3_kl-1.py": right.replace("log_ratio", "lr"),
+        "cleo_123_4568_3-kl.py": right,
+        "team_2_dan_5_3_kl.py": right,
+        "team_2_eve_6_3_kl.py": right.replace("log_ratio", "lr"),
+        "ada/3_kl_explore.py": "",
+        "\u6f22" * 80 + "/3_kl.py": "",
         "forger/3_kl.py": FORGED,
         "printer/3_kl.py": BOMB,
         "quitter/3_kl.py": NO_DATA,
@@ -301,17 +306,19 @@ def test_a_class_half_of_it_hostile(tmp_path, capsys):
     said = capsys.readouterr().out
     with open(tmp_path / "out/grades.csv", newline="") as file:
         points = {row["student"]: float(row["total"]) for row in csv.DictReader(file)}
-    honest = dict.fromkeys(["ada", "bob", "cleo_123", "points (another)"], 10.0)
-    others = "deep forger linker neighbour printer quitter twice zero".split() + [
-        "'=1+1",
-        "ada ",
-        "ada  (another)",
-    ]
+    honest = dict.fromkeys(
+        ["ada", "bob", "cleo_123", "team_2_dan_5", "team_2_eve_6", "points (another)"], 10.0
+    )
+    others = "deep forger linker neighbour printer quitter twice zero".split()
+    others += ["'=1+1", "ada (another)", "ada (another) (another)", "\u6f22" * 50]
     assert points == dict.fromkeys(others, 0.0) | honest | {"stale": 2.5}
     assert "seed: 5\n" in said and re.search(r"^commit .*, torch ", said) and "sha256" in said
-    assert "warning: 3: ada and bob and points (another) and the solution have the same syntax tree" in said
+    assert (
+        "warning: 3: ada and bob and points (another) and team_2_dan_5 and the solution have the same" in said
+    )
     feedback = {path.stem: path.read_text() for path in (tmp_path / "out").glob("*.md")}
     assert {name.lstrip("'") for name in points} == set(feedback)
+    assert "3_kl_explore.py" in feedback["ada"] and "cleo_123_4568_3-kl.py" in feedback["cleo_123"]
     assert "kl.py" in feedback["=1+1"] and "=1+1: 0 points, not handed in: 3, ignored" in said
     assert "- k2: passed" in feedback["stale"] and "has no function k3" in feedback["stale"]
     assert "SystemExit" in feedback["printer"]

@@ -35,9 +35,9 @@ import world  # noqa: E402
 
 torch.set_num_threads(1)  # faster for tiny models
 CHECKS = {int(path.name[0]): path for path in sorted(HERE.glob("checks/[0-9]_*.py"))}
-NAMED = re.compile(rf"(?:(.+)_)?({'|'.join(path.stem for path in CHECKS.values())})(?![A-Za-z]).*\.py")
+STUBS = "|".join(path.stem for path in CHECKS.values())
+NAMED = re.compile(rf"(?:(.+)_)?({STUBS})(?:[-_ ]?\(?\d+\)?)?\.py")  # ada_123_3_kl.py, 3_kl (1).py
 MEMORY, SOURCE, REPLY = 2 * 2**30, 200_000, 4 * 2**20  # at most: bytes of memory, of an answer, of a reply
-DEPTH = 6  # of folders in which answers are looked for
 
 
 @cache
@@ -53,13 +53,13 @@ def check_names(number):
     return [name for name in vars(load(CHECKS[number])) if name.startswith("check_")]
 
 
-def hand_ins(folder):
+def hand_ins(folder, depth=6):
     """Files in and below a folder that are named as a stub, after a prefix perhaps: [(number, prefix, path)];
     (None, "", path) of others. Not what archives add (__MACOSX, ._3_kl.py), nor what lies behind a link or in
-    DEPTH folders."""
+    more folders than `depth`."""
     found = []
     for place, folders, files in os.walk(folder):
-        deep = len(Path(place).relative_to(folder).parts) == DEPTH
+        deep = len(Path(place).relative_to(folder).parts) == depth
         folders[:] = [name for name in sorted(folders) if not name.startswith((".", "__")) and not deep]
         for name in sorted(files):
             prefix, stem = named.groups() if (named := NAMED.fullmatch(name)) else ("", None)

@@ -40,19 +40,19 @@ def students_of(folder):
     """{student: {number: paths}}: each folder in it is a student's; files are by their prefix, "ada_123" of
     ada_123_3_kl.py and of ada_123_45678_3_kl.py. A folder that holds plain answers is one student's. The
     number of files that are not named as the stubs is None."""
-    students = defaultdict(lambda: defaultdict(list))
-    for number, prefix, path in hand_ins(folder):
+    students, found = defaultdict(lambda: defaultdict(list)), hand_ins(folder, depth=7)
+    one = any(number and not prefix and path.parent == folder for number, prefix, path in found)
+    for number, prefix, path in found:
+        prefix = prefix if number else "" if one else path.stem.rpartition("_")[0]
+        owner = re.sub(r"(_LATE)?(_\d+)(_\d+|_assignsubmission_\w+)?$", r"\2", prefix) or folder.name
         inside = path.relative_to(folder).parts
-        if number is None and len(inside) == 1:  # nobody's
-            continue
-        owner = inside[0] if len(inside) > 1 else re.match(r".*?_\d+|.*", prefix)[0] or folder.name
-        students[owner][number].append(path)
+        students[inside[0] if len(inside) > 1 else owner][number].append(path)
     for place in folder.iterdir():  # who handed in nothing of use has a row too
         if place.is_dir() and not place.name.startswith((".", "__")):
             students[place.name]  # a defaultdict: that makes one
     shown = {}
     for name in sorted(students):
-        words = clean(name, 80)
+        words = clean(name, 50).strip() or "?"
         while words.casefold() in {*map(str.casefold, shown), *RESERVED}:
             words += " (another)"
         shown[words] = students[name]
@@ -112,7 +112,7 @@ def by_check(grades, numbers):
 
 def feedback(name, files, row):
     """What a student is told, as Markdown."""
-    lines = [f"# {name}"] + ["\n" + html.escape(ignored(files), quote=False)] * bool(files[None])
+    lines = [f"# {html.escape(name)}"] + ["\n" + html.escape(ignored(files), quote=False)] * bool(files[None])
     for number, (marks, said, _, _) in row.items():
         title = f"{CHECKS[number].stem}: {sum(marks.values()):.3g} of {POINTS[number]} points"
         lines += [f"\n## {title}\n", *(f"- {html.escape(line, quote=False)}" for line in said)]
@@ -166,7 +166,10 @@ def main(argv=None):
         parser.error(f"{args.folder} is not a folder")
     if not args.limit > 0:
         parser.error(f"--limit must be > 0, got {args.limit:g}")
-    given, numbers = Given(args.seed, args.bank.resolve(), args.models.resolve()), args.only
+    given, numbers = (
+        Given(args.seed, args.bank.resolve(), args.models.resolve()),
+        list(dict.fromkeys(args.only)),
+    )
     students = students_of(args.folder.resolve())
     try:
         print(f"commit {commit()}, Python {platform.python_version()}, torch {torch.__version__}")
