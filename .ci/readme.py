@@ -157,11 +157,22 @@ def gain_of_pretrainings(*judges):
     return lambda record: between("pretrain", *judges)(record) - between("finetune", *judges)(record)
 
 
-RISE = {"own": ("proxy", "jury"), "shared": ("jury", "gold"), "true": ("gold",)}
+def rise_markdown(records):
+    """What the rise of the proxy from SFT to the best of n consists of."""
+    rows = []
+    for part, judges in RISE.items():
+        columns = [*(between(kind, *judges) for kind in KINDS), gain_of_pretrainings(*judges)]
+        rows.append([part, *(mean_over(records, values) for values in columns)])
+    return markdown(["the proxy's rise", *KINDS.values(), "pretrain minus finetune"], rows)
+
+
+RISE = {
+    "an error of its own: proxy, minus jury": ("proxy", "jury"),
+    "one that the jury makes too: jury, minus gold": ("jury", "gold"),
+    "truth: gold": ("gold",),
+}
 WHY = {
     "luck": between("single", "proxy", "same"),
-    **{f"{name}_{kind}": between(kind, *judges) for name, judges in RISE.items() for kind in KINDS},
-    **{f"{name}_gain": gain_of_pretrainings(*judges) for name, judges in RISE.items()},
     "edit_list": edit("list"),
     "edit_number": edit("wrong number"),
     "edit_object": edit("wrong object"),
@@ -187,6 +198,7 @@ def sections(records):
         "watch": f"\n```\n{shortened((RESULTS / 'watch.txt').read_text('utf-8'))}\n```\n",
         "difficulty": f"\n```\n{(RESULTS / 'difficulty.txt').read_text('utf-8').strip()}\n```\n",
         "remedies": f"\n{variants_markdown(RESULTS / 'remedies-tldr.json', 'none')}\n",
+        "rise": f"\n{rise_markdown(records['tldr'])}\n",
         "claims": f"\n{claims_markdown(tables, records)}\n",
         "measures": f"\n{measures}\n",
         "worlds": "\n" + "\n".join(world_line(*item) for item in records.items()) + "\n",
