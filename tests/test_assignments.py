@@ -270,7 +270,10 @@ def test_a_class_half_of_it_hostile(tmp_path, capsys):
         "ada/3_kl.py": right,
         "bob/bob/3_kl.py": right.replace("x", "x"),
         "cleo_LATE_123_4567_3_kl-1.py": right.replace("log_ratio", "lr"),
-        "cleo_123_4568_3-kl.py": right,
+        "cleo_123_4568_my_kl.py": right,
+        "fay_7_assignsubmission_file/3_KL.py": right.replace("log_ratio", "lr"),
+        "fay_7_assignsubmission_onlinetext/text.html": "",
+        "notes.txt": "",
         "team_2_dan_5_3_kl.py": right,
         "team_2_eve_6_3_kl.py": right.replace("log_ratio", "lr"),
         "ada/3_kl_explore.py": "",
@@ -307,7 +310,7 @@ def test_a_class_half_of_it_hostile(tmp_path, capsys):
     with open(tmp_path / "out/grades.csv", newline="") as file:
         points = {row["student"]: float(row["total"]) for row in csv.DictReader(file)}
     honest = dict.fromkeys(
-        ["ada", "bob", "cleo_123", "team_2_dan_5", "team_2_eve_6", "points (another)"], 10.0
+        ["ada", "bob", "cleo_123", "fay_7", "team_2_dan_5", "team_2_eve_6", "points (another)"], 10.0
     )
     others = "deep forger linker neighbour printer quitter twice zero".split()
     others += ["'=1+1", "ada (another)", "ada (another) (another)", "\u6f22" * 50]
@@ -318,7 +321,7 @@ def test_a_class_half_of_it_hostile(tmp_path, capsys):
     )
     feedback = {path.stem: path.read_text() for path in (tmp_path / "out").glob("*.md")}
     assert {name.lstrip("'") for name in points} == set(feedback)
-    assert "3_kl_explore.py" in feedback["ada"] and "cleo_123_4568_3-kl.py" in feedback["cleo_123"]
+    assert "3_kl_explore.py" in feedback["ada"] and "cleo_123_4568_my_kl.py" in feedback["cleo_123"]
     assert "kl.py" in feedback["=1+1"] and "=1+1: 0 points, not handed in: 3, ignored" in said
     assert "- k2: passed" in feedback["stale"] and "has no function k3" in feedback["stale"]
     assert "SystemExit" in feedback["printer"]

@@ -36,6 +36,12 @@ RESERVED = ("points", "the solution")  # no student is shown by these names
 POINTS = {1: 5, 2: 5, 3: 10, 4: 10, 5: 10, 6: 10, 7: 20, 8: 30}
 
 
+def owner(name):
+    """A student's name from what platforms make of it: ada_LATE_12_345 and ada_12_assignsubmission_file are
+    ada_12."""
+    return re.sub(r"(_LATE)?(_\d+)(_\d+|_assignsubmission_\w+)?$", r"\2", name)
+
+
 def students_of(folder):
     """{student: {number: paths}}: each folder in it is a student's; files are by their prefix, "ada_123" of
     ada_123_3_kl.py and of ada_123_45678_3_kl.py. A folder that holds plain answers is one student's. The
@@ -43,13 +49,15 @@ def students_of(folder):
     students, found = defaultdict(lambda: defaultdict(list)), hand_ins(folder, depth=7)
     one = any(number and not prefix and path.parent == folder for number, prefix, path in found)
     for number, prefix, path in found:
-        prefix = prefix if number else "" if one else path.stem.rpartition("_")[0]
-        owner = re.sub(r"(_LATE)?(_\d+)(_\d+|_assignsubmission_\w+)?$", r"\2", prefix) or folder.name
         inside = path.relative_to(folder).parts
-        students[inside[0] if len(inside) > 1 else owner][number].append(path)
+        if not number and not one and len(inside) == 1:
+            if not (start := re.match(r".+?(_LATE)?_\d+(_\d+|_assignsubmission_[a-z]+)?(?=_)", path.stem)):
+                continue  # nobody's
+            prefix = start[0]
+        students[owner(inside[0] if len(inside) > 1 else prefix) or folder.name][number].append(path)
     for place in folder.iterdir():  # who handed in nothing of use has a row too
         if place.is_dir() and not place.name.startswith((".", "__")):
-            students[place.name]  # a defaultdict: that makes one
+            students[owner(place.name)]  # a defaultdict: that makes one
     shown = {}
     for name in sorted(students):
         words = clean(name, 50).strip() or "?"
