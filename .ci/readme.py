@@ -73,10 +73,10 @@ def traits_markdown(records):
     return markdown(["policy", *names], rows)
 
 
-def variants_markdown(path, base=None):
-    """What remedies.py or dial.py left: for each group a row for each variant, a column for each quantity.
+def variants_markdown(worlds, base=None):
+    """What remedies.py or dial.py found: for each group a row for each variant, a column for each quantity.
     With a base, the others are differences from it."""
-    worlds, rows = json.loads(path.read_text("utf-8"))["worlds"], []
+    rows = []
     for group, variants in next(iter(worlds.values())).items():
         quantities = list(next(iter(variants.values())))
         rows.append([f"**{group}**", *(f"**{name.replace('_', ' ')}**" for name in quantities)])
@@ -91,6 +91,12 @@ def variants_markdown(path, base=None):
     return markdown(
         [f"{len(worlds)} worlds"] + [""] * (width - 1), [row + [""] * (width - len(row)) for row in rows]
     )
+
+
+def of_contrast(worlds, quantity):
+    """What contrast changes in the best of n by pretrain ensembles."""
+    before, after = (numbers(worlds, "best of n, pretrain", name, quantity) for name in ("none", "contrast"))
+    return mean_and_interval(after - before)
 
 
 def world_line(task, records):
@@ -189,6 +195,7 @@ def sections(records):
     texts = {name: mean_over(records["tldr"], values) for name, values in WHY.items()}
     for id, row in tables["tldr"].items():
         texts[id] = mean_and_interval(row["numbers"]) + " (fragile)" * row["fragile"]
+    remedies = json.loads((RESULTS / "remedies-tldr.json").read_text("utf-8"))["worlds"]
     results = [f"## {t}\n\n{full_markdown(tables[t])}\n\n{traits_markdown(records[t])}" for t in records]
     measures = "\n".join(f"- `{claim.id}`: {claim.statement}" for claim in CLAIMS)
     return texts | {
@@ -197,7 +204,8 @@ def sections(records):
         "list_taken": how_many(records["tldr"], lambda r: r["traits"]["PPO, pretrain"]["list"] > 0.5),
         "watch": f"\n```\n{shortened((RESULTS / 'watch.txt').read_text('utf-8'))}\n```\n",
         "difficulty": f"\n```\n{(RESULTS / 'difficulty.txt').read_text('utf-8').strip()}\n```\n",
-        "remedies": f"\n{variants_markdown(RESULTS / 'remedies-tldr.json', 'none')}\n",
+        "remedies": f"\n{variants_markdown(remedies, 'none')}\n",
+        **{f"contrast_{quantity}": of_contrast(remedies, quantity) for quantity in ("gold", "list")},
         "rise": f"\n{rise_markdown(records['tldr'])}\n",
         "claims": f"\n{claims_markdown(tables, records)}\n",
         "measures": f"\n{measures}\n",

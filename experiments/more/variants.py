@@ -77,7 +77,7 @@ def draw(worlds, quantities):
     over worlds, from three on with its 95 % interval."""
     groups = next(iter(worlds.values()))
     methods = list(dict.fromkeys(group.split(", ")[0] for group in groups))
-    shape = {"figsize": (4.2 * len(quantities), 3.5 * len(methods)), "squeeze": False, "sharey": "col"}
+    shape = {"figsize": (3.6 * len(quantities) + 2, 3.5 * len(methods)), "squeeze": False, "sharey": "col"}
     figure, axes = plt.subplots(len(methods), len(quantities), layout="constrained", **shape)
     for panels, method in zip(axes, methods, strict=True):
         series = [("best of n, pretrain", 0, GREY, "SFT")]
@@ -92,5 +92,5 @@ def draw(worlds, quantities):
                 axis.errorbar(np.arange(len(mean)) + 0.12 * i, mean, half, fmt="o", color=colour, label=label)
             axis.set_xticks(range(len(ticks)), ticks, rotation=20, fontsize=10)
             axis.set(title=f"{method}: {quantity.replace('_', ' ')}")
-    axes[0, 0].legend(fontsize=9)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper")
     return figure
