@@ -17,7 +17,7 @@ sys.path[:0] = [str(ROOT / "experiments" / "more"), str(ROOT / "experiments"), s
 
 import numpy as np
 
-from claims import CLAIMS, KINDS, claims_table
+from claims import CLAIMS, KINDS, claims_table, mean_gain_at_equal_kl, runs_at
 from report import agreement, load_records, mean_and_interval
 from variants import numbers
 
@@ -177,7 +177,17 @@ RISE = {
     "one that the jury makes too: jury, minus gold": ("jury", "gold"),
     "truth: gold": ("gold",),
 }
+
+
+def weights_at_equal_kl(record):
+    """Gold of PPO on one reward model: at the largest KL weight, minus at the smallest, at the same KL."""
+    weights = [run["kl_weight"] for run in record["ppo"]]
+    large, small = (runs_at(record["ppo"], "single", which(weights)) for which in (max, min))
+    return mean_gain_at_equal_kl(large, small)
+
+
 WHY = {
+    "overopt_rl_at_kl": weights_at_equal_kl,
     "luck": between("single", "proxy", "same"),
     "edit_list": edit("list"),
     "edit_number": edit("wrong number"),

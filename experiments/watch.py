@@ -6,11 +6,12 @@
     python experiments/watch.py --models runs/quick/models-1-tldr.pt          # of a run of your own
 
 Nothing is trained first: the policy (SFT) and the reward models are those of one world of the results, and
-this is that world's first PPO run again, but for rounding. A line shows the policy after so many updates: its
-KL to SFT, the means of proxy and gold over all its texts, the share of lists, and its answer to the one post,
-with the same luck every time. "Liked by" compares it with the first answer: a + for each reward model that
-rates it higher, a - lower, a . within a tenth of a standard deviation. PPO is trained on the members, neither
-on the others nor on the jury, which is of a further pretraining.
+PPO has the settings, prompts and seed of that world's first run. It is not the same run: weights are rounded,
+and the ensemble has other members. A line shows the policy after so many updates: its KL to SFT, the means of
+proxy and gold over all its texts, the share of lists, and its answer to the one post, each time with the same
+luck. "Liked by" compares it with the first answer: a + for each reward model that rates it higher, a - lower,
+a . within a tenth of a standard deviation. PPO is trained on the members, neither on the others nor on the
+jury, which is of a further pretraining.
 """
 
 import copy
@@ -128,7 +129,7 @@ def main():
     add("--reward", **kinds, help="what PPO optimises (default single pretrain)")
     add("--kl-weight", type=float, default=0.02, help="weight of the KL penalty (default 0.02)")
     add("--updates", type=int, default=40, help="updates of PPO (default 40)")
-    add("--seed", type=int, default=0, help="of PPO; 0 and 1 are the runs of the experiment (default 0)")
+    add("--seed", type=int, default=0, help="of PPO; the experiment has 0 and 1 (default 0)")
     add("--models", type=Path, default=SHIPPED, help="models-SEED-TASK.pt of a run")
     given = parser.parse_args()
     if given.updates < 1:

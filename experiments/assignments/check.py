@@ -36,9 +36,8 @@ import world  # noqa: E402
 torch.set_num_threads(1)  # faster for tiny models
 CHECKS = {int(path.name[0]): path for path in sorted(HERE.glob("checks/[0-9]_*.py"))}
 STUBS = "|".join(path.stem for path in CHECKS.values())
-NAMED = re.compile(
-    rf"(?:(.+)_)?({STUBS})(?:[-_ ]?\(?\d+\)?)?\.py", re.IGNORECASE
-)  # ada_123_3_kl.py, 3_kl (1).py
+# Such as ada_123_3_kl.py and 3_kl (1).py
+NAMED = re.compile(rf"(?:(.+)_)?({STUBS})(?:[-_ ]?\(?\d+\)?)?\.py", re.IGNORECASE)
 MEMORY, SOURCE, REPLY = 2 * 2**30, 200_000, 4 * 2**20  # at most: bytes of memory, of an answer, of a reply
 
 

@@ -27,12 +27,8 @@ def check_it_beats_the_ensemble(their):
     found = {f"`{best}`": theirs.mean(), "yours": yours.mean(), "gold itself": gold.max(1).mean()}
     golds = ", ".join(f"by {name} {x:.2f}" for name, x in found.items())
     their.measured["gold of the best"] = golds
-    advice = (
-        "It may be luck"
-        if 0 < gain <= 2 * error
-        else "More than luck, but too little"
-        if gain > 0
-        else "Read your picks beside its picks: which are worse, why?"
-    )
+    advice = "Read your picks beside its picks: which are worse, why?"
+    if gain > 0:
+        advice = "More than luck, but too little" if gain > 2 * error else "It may be luck"
     words = f"your picks' gold is {gain:+.3f} over that of `{best}`, two standard errors {2 * error:.3f}"
     expect(gain > max(2 * error, LEAST), f"{words}, {LEAST} wanted. {advice}")
