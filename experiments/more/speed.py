@@ -1,7 +1,7 @@
 """How fast the core is, and how near to what the machine can do.
 
     python experiments/more/speed.py                         # a table; two minutes on a laptop
-    python experiments/more/speed.py --json speed.json       # the numbers as well
+    python experiments/more/speed.py --device cuda
 
 On a CPU one thread computes, since that is how experiments/overopt.py computes: in processes of one thread
 each. The workloads run in turn, round after round, after a warm-up round; the table shows medians.
@@ -27,7 +27,7 @@ import world
 from ensemble import Ensemble
 from policy import Config, LanguageModel, TrainConfig, sample, train_lm
 from ppo import PPOConfig, ppo
-from report import exit_status, parser_of, write_json
+from report import exit_status, parser_of
 from rm import RewardModel
 
 P, R = world.PROMPT_LENGTH, world.RESPONSE_LENGTH
@@ -44,20 +44,19 @@ def flops(config, start, end, outputs):
 
 
 def make_models(device):
-    """A trained policy, one that never ends a response, and MEMBERS reward models."""
+    """A trained policy, and MEMBERS reward models."""
     config = Config(world.VOCAB_SIZE, P + R)
     models = [LanguageModel(config, seed).to(device) for seed in range(MEMBERS)]
     rms = [RewardModel(model.trunk, 0).requires_grad_(False) for model in models]
-    policy, endless = models[:2]
+    policy = models[0]
     texts = torch.cat(world.sample_texts(4000, 0, world.writers(0.15)), dim=1).to(device)
     train_lm(policy, texts, TrainConfig(steps=POLICY_STEPS), seed=0, desc="a policy to time")
-    endless.head.bias.data[config.eos] = -1e9
-    return policy, endless, rms, texts[:64]
+    return policy, rms, texts[:64]
 
 
 def make_workloads(device):
     """{name: (what it does, function, units and FLOPs of a call)}; units are what per_second counts."""
-    policy, endless, rms, batch = make_models(device)
+    policy, rms, batch = make_models(device)
     ensemble, config, V = Ensemble(rms), policy.config, world.VOCAB_SIZE - 1
     posts, generator = world.sample_posts(ROWS, 0).to(device), torch.Generator(device).manual_seed(0)
     full = torch.randint(config.eos, (ROWS, R), generator=generator, device=device)
@@ -71,7 +70,6 @@ def make_workloads(device):
     L, T = (drawn != config.pad).sum(1).double(), (batch != config.pad).sum(1).double() - 1
     prompt, response = count(0, P, V), count(P, P + L - 1, V * (L - 1))
     reward = count(0, P + R, 1)  # of a full row
-    endless_row = prompt + count(P, P + R - 1, V * (R - 1))
     bon_rewards = BON * count(0, P, 0) + count(P, P + L, 1).sum()
     # PPO: the reference's log-probs, then the policy's and the critic's values, and these with gradients.
     log_probs, values = count(0, P + L - 1, V * L), count(0, P + L - 1, L)
@@ -84,8 +82,6 @@ def make_workloads(device):
             partial(ensemble.scores, posts, full), MEMBERS * ROWS, MEMBERS * ROWS * reward),
         "score_bon": (f"{MEMBERS} reward models x {BON} posts x {BON} samples",
             partial(ensemble.scores, posts[:BON], drawn), MEMBERS * BON**2, MEMBERS * bon_rewards),
-        "sample_full": (f"{ROWS} posts x {R} tokens, never an end",
-            partial(sample, endless, posts, R, generator), ROWS * R, ROWS * endless_row),
         "sample_bon": (f"{BON} posts x {BON} samples of up to {R} tokens",  # 8 posts at once, as overopt.py
             lambda: [sample(policy, chunk, R, generator, n=BON) for chunk in posts[:BON].split(8)],
             BON**2 * R, BON * prompt + response.sum()),
@@ -138,7 +134,6 @@ def measure(device, rounds):
 def main(argv=None):
     """The command line."""
     parser = parser_of(__doc__)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="cpu (default) or cuda")
     parser.add_argument("--rounds", type=int, default=5, help="timed runs of each workload (default 5)")
     given = parser.parse_args(argv)
@@ -146,12 +141,8 @@ def main(argv=None):
         raise ValueError(f"--rounds must be >= 1, got {given.rounds}")
     if given.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch sees no GPU")
-    if given.json:  # an error now, not after minutes
-        given.json.parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    found = measure(given.device, given.rounds)
-    if given.json:
-        write_json(found, given.json)
+    measure(given.device, given.rounds)
 
 
 if __name__ == "__main__":
