@@ -3,7 +3,7 @@
     python .ci/readme.py
 
 A page marks a place with <!-- name --> and <!-- end -->: `sections` makes what stands between. README.md's
-film is results/watch.txt, what `COLUMNS=160 python experiments/watch.py` printed, and difficulty.txt is what
+film is results/watch.txt, what `COLUMNS=175 python experiments/watch.py` printed, and difficulty.txt is what
 play.py did. A test fails when a page and these files differ.
 """
 
@@ -19,7 +19,7 @@ import numpy as np
 
 from claims import CLAIMS, KINDS, claims_table, mean_gain_at_equal_kl, runs_at
 from report import agreement, load_records, mean_and_interval
-from variants import numbers
+from variants import numbers, table
 
 RESULTS = ROOT / "experiments" / "results"
 PAGES = [ROOT / "README.md", RESULTS / "README.md"]
@@ -71,26 +71,6 @@ def traits_markdown(records):
         means = [np.mean([r["traits"][policy][name] for r in records]) for name in names]
         rows.append([policy, *(f"{mean:.2f}" for mean in means)])
     return markdown(["policy", *names], rows)
-
-
-def variants_markdown(worlds, base=None):
-    """What remedies.py or dial.py found: for each group a row for each variant, a column for each quantity.
-    With a base, the others are differences from it."""
-    rows = []
-    for group, variants in next(iter(worlds.values())).items():
-        quantities = list(next(iter(variants.values())))
-        rows.append([f"**{group}**", *(f"**{name.replace('_', ' ')}**" for name in quantities)])
-        for variant in variants:
-            found = [numbers(worlds, group, variant, name) for name in quantities]
-            if base not in (None, variant):
-                found = [
-                    x - numbers(worlds, group, base, name) for x, name in zip(found, quantities, strict=True)
-                ]
-            rows.append([variant, *map(mean_and_interval, found)])
-    width = max(map(len, rows))
-    return markdown(
-        [f"{len(worlds)} worlds"] + [""] * (width - 1), [row + [""] * (width - len(row)) for row in rows]
-    )
 
 
 def of_contrast(worlds, quantity):
@@ -179,15 +159,29 @@ RISE = {
 }
 
 
-def weights_at_equal_kl(record):
-    """Gold of PPO on one reward model: at the largest KL weight, minus at the smallest, at the same KL."""
-    weights = [run["kl_weight"] for run in record["ppo"]]
-    large, small = (runs_at(record["ppo"], "single", which(weights)) for which in (max, min))
-    return mean_gain_at_equal_kl(large, small)
+def runs_of(record, kind, which):
+    """The PPO runs of a kind at the smallest (which=min) or largest KL weight."""
+    return runs_at(record["ppo"], kind, which(run["kl_weight"] for run in record["ppo"]))
+
+
+def weights_at_equal_kl(name):
+    """Gold or proxy of PPO on one reward model: at the largest KL weight, minus at the smallest, where both
+    are at the same KL."""
+    return lambda record: mean_gain_at_equal_kl(*(runs_of(record, "single", x) for x in (max, min)), name)
+
+
+def favourite(kind, which=min):
+    """How much more of PPO's texts than of their posts have the favourite fact."""
+    return lambda record: np.mean([run["favourite"] for run in runs_of(record, kind, which)])
 
 
 WHY = {
-    "overopt_rl_at_kl": weights_at_equal_kl,
+    "gold_at_kl": weights_at_equal_kl("gold"),
+    "proxy_at_kl": weights_at_equal_kl("proxy"),
+    "favourite": favourite("single"),
+    "favourite_braked": favourite("single", max),
+    "favourite_finetune": favourite("finetune"),
+    "favourite_pretrain": favourite("pretrain"),
     "luck": between("single", "proxy", "same"),
     "edit_list": edit("list"),
     "edit_number": edit("wrong number"),
@@ -203,6 +197,10 @@ def sections(records):
     """{name: text} of all that a page may ask for. A claim's id: its mean and interval for tldr."""
     tables = {task: {row["id"]: row for row in claims_table(found)} for task, found in records.items()}
     texts = {name: mean_over(records["tldr"], values) for name, values in WHY.items()}
+    texts |= {name: text.replace("+", "") for name, text in texts.items() if name.startswith("ranked")}
+    for policy in ("SFT", *(f"PPO, {kind}" for kind in KINDS)):
+        wrong = np.mean([record["traits"][policy]["wrong_facts"] for record in records["tldr"]])
+        texts["wrong_" + policy.split()[-1].lower()] = f"{wrong:.2f}"
     for id, row in tables["tldr"].items():
         texts[id] = mean_and_interval(row["numbers"]) + " (fragile)" * row["fragile"]
     remedies = json.loads((RESULTS / "remedies-tldr.json").read_text("utf-8"))["worlds"]
@@ -214,7 +212,7 @@ def sections(records):
         "list_taken": how_many(records["tldr"], lambda r: r["traits"]["PPO, pretrain"]["list"] > 0.5),
         "watch": f"\n```\n{shortened((RESULTS / 'watch.txt').read_text('utf-8'))}\n```\n",
         "difficulty": f"\n```\n{(RESULTS / 'difficulty.txt').read_text('utf-8').strip()}\n```\n",
-        "remedies": f"\n{variants_markdown(remedies, 'none')}\n",
+        "remedies": f"\n```\n{len(remedies)} worlds\n{table(remedies, 'none')}\n```\n",
         **{f"contrast_{quantity}": of_contrast(remedies, quantity) for quantity in ("gold", "list")},
         "rise": f"\n{rise_markdown(records['tldr'])}\n",
         "claims": f"\n{claims_markdown(tables, records)}\n",

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
 from bon import best_of_n, expected_best_of_n
-from ensemble import finetune_ensembles, pretrain_ensembles
+from ensemble import aggregate, finetune_ensembles, pretrain_ensembles
 
 # What a policy is aligned to: its key in records, and its name in tables and figures.
 KINDS = {"single": "one reward model", "finetune": "finetune ensemble", "pretrain": "pretrain ensemble"}
@@ -31,14 +32,19 @@ class Evidence:
     traits: dict  # name -> (posts, n), of the samples
     edits: dict  # name -> what an edit of a perfect summary changes: {"models": (M,), "gold": number}
     ranking: dict  # kind of text -> (M,), share of pairs that each model orders as gold does
-    aggregate: Callable  # (members, ...) -> (...)
-    # PPO runs: dicts of kind, run, kl_weight, curve, members, and, by post, gold (posts,), proxy (posts,),
-    # scores (M, posts), jury (J, posts), traits {name: (posts,)}
+    aggregator: Callable  # of an ensemble: a function of ensemble.AGGREGATORS
+    # PPO runs: dicts of kind, run, kl_weight, members, kl, curve, favourite_word, favourite (share of texts
+    # with that word, minus of posts) and, by post, gold and proxy (posts,), scores (M, posts), jury (J,
+    # posts), traits {name: (posts,)}
     runs: list = field(default_factory=list)
 
     def ensembles(self, kind):
         """The members of every ensemble of a kind, as indices of reward models."""
         return all_ensembles(len(self.scores) // self.F, self.F)[kind]
+
+    def aggregate(self, scores):
+        """The rewards of an ensemble's members as one: (members, ...) -> (...)."""
+        return aggregate(self.aggregator, torch.from_numpy(scores)).numpy()
 
     def proxies(self, kind):
         """The aggregated rewards of every ensemble of a kind: (ensembles, posts, n)."""
@@ -64,13 +70,13 @@ class Evidence:
         return [method] if method == SFT else [method, self.ensembles(kind)]
 
     def mean(self, name, method, kind=None, which=min):
-        """Mean of gold, the jury's reward, the proxy or a trait over a policy's texts. Methods: "SFT",
-        "best of n" (largest n), "PPO"."""
-        if method == "PPO":
-            return np.mean([(run | run["traits"])[name].mean() for run in self.runs_of(kind, which)])
+        """Mean of gold, the jury's reward, the proxy or a trait over a policy's texts, for PPO of `favourite`
+        over its runs. Methods: SFT, BEST (largest n), PPO."""
+        if method == PPO:
+            return np.mean([np.mean((run | run["traits"])[name]) for run in self.runs_of(kind, which)])
         values = {"gold": self.gold, "jury": self.jury.mean(0), **self.traits}  # (posts, n)
         values = self.proxies(kind) if name == "proxy" else values[name]
-        return values.mean() if method == "SFT" else self.best_of_n(kind, values, values.shape[-1:])[0]
+        return values.mean() if method == SFT else self.best_of_n(kind, values, values.shape[-1:])[0]
 
 
 def runs_at(runs, kind, kl_weight):
@@ -190,17 +196,18 @@ def smooth(curve):
     return np.convolve(curve, np.ones(window) / window, "valid")
 
 
-def at_kl(run, kl):
-    """Gold along a run where its KL first reaches `kl`, both smoothed."""
-    return np.interp(kl, np.maximum.accumulate(smooth(run["curve"]["kl"])), smooth(run["curve"]["gold"]))
+def at_kl(run, kl, name="gold"):
+    """Gold or proxy along a run where its KL first reaches `kl`, both smoothed."""
+    return np.interp(kl, np.maximum.accumulate(smooth(run["curve"]["kl"])), smooth(run["curve"][name]))
 
 
-def mean_gain_at_equal_kl(runs, others):
-    """Gold of some runs minus that of others, run by run, each pair at the KL that the nearer one ends at."""
+def mean_gain_at_equal_kl(runs, others, name="gold"):
+    """Gold (or proxy) of some runs minus that of others, run by run, each pair at the KL that the nearer one
+    ends at."""
     gains = []
     for run, other in zip(runs, others, strict=True):
         kl = min(np.mean(r["curve"]["kl"][-5:]) for r in (run, other))
-        gains.append(at_kl(run, kl) - at_kl(other, kl))
+        gains.append(at_kl(run, kl, name) - at_kl(other, kl, name))
     return np.mean(gains)
 
 
@@ -278,6 +285,10 @@ CLAIMS = [
     # Overoptimisation.
     *claims_of_kind("single", ""),
     *claims_of_kind("pretrain", "_pretrain"),
+    # Noticed on the reported worlds of tldr, and so not tested on them.
+    Claim("favourite_vs_pretrain",
+          "How much PPO's texts overuse a favourite fact: on one reward model, minus on pretrain ensembles",
+          gain, ("favourite", (PPO, "single"), (PPO, "pretrain")), {"tldr": 0, "helpful": 1, "nli": 1}),
     # Ensembles help.
     *claims_of_ensembles("finetune", "single"),
     *claims_of_ensembles("pretrain", "finetune"),
@@ -297,7 +308,7 @@ CLAIMS = [
 
 
 def measure(evidence, task):
-    """{id: number} of a task's claims; NaN where a world is too small to say (one pretraining)."""
+    """{id: number} of a task's claims; NaN where a world is too small to say, with one pretraining, say."""
     found = [claim for claim in CLAIMS if task in claim.signs]
     return {claim.id: float(claim.measure(evidence, *claim.arguments)) for claim in found}
 
@@ -335,15 +346,14 @@ def is_fragile(numbers, sign):
 
 
 def claims_table(records):
-    """The rows of a task, from its records, one per world: dicts of id, sign, paper, numbers, mean, low,
-    high, agree (in how many worlds the number has the claim's sign), verdict, fragile."""
+    """The rows of a task, from its records, one per world: dicts of id, sign, paper, numbers, agree (in how
+    many worlds the number has the claim's sign), verdict, fragile."""
     rows, task = [], records[0]["task"]
     for claim in CLAIMS:
         numbers = [r["claims"][claim.id] for r in records if r["claims"].get(claim.id) is not None]
         if numbers:
-            sign, (mean, low, high) = claim.signs[task], interval(numbers)
+            sign = claim.signs[task]
             row = {"id": claim.id, "sign": sign, "paper": task in claim.paper, "numbers": numbers}
-            row |= {"mean": mean, "low": low, "high": high}
             row |= {"agree": sum(number * sign > 0 for number in numbers)}
             rows.append(row | {"verdict": verdict(numbers, sign), "fragile": is_fragile(numbers, sign)})
     return rows
@@ -396,7 +406,8 @@ def best_of_n_curves(evidence):
 def summary_of(evidence, run):
     """What a record keeps of a PPO run: its curve, and at its end means over the posts, of the quantities of
     `best_of_n_curves`."""
-    kept = {name: run[name] for name in ("kind", "run", "kl_weight", "members", "kl", "curve")}
+    names = ("kind", "run", "kl_weight", "members", "kl", "curve", "favourite", "favourite_word")
+    kept = {name: run[name] for name in names}
     kept |= {name: run[name].mean() for name in ("proxy", "gold", "jury")}
     relatives = evidence.relatives(run["members"])
     return kept | ({"same": run["scores"][relatives].mean()} if relatives else {})
@@ -404,6 +415,6 @@ def summary_of(evidence, run):
 
 def trait_table(evidence):
     """Mean traits and gold of each policy: {policy: {trait: mean}}, PPO's at the smallest KL weight."""
-    names, policies = ["gold", *evidence.traits], {"SFT": ("SFT",)}
-    policies |= {f"{method}, {kind}": (method, kind) for method in ("best of n", "PPO") for kind in KINDS}
+    names, policies = ["gold", *evidence.traits], {SFT: (SFT,)}
+    policies |= {f"{method}, {kind}": (method, kind) for method in (BEST, PPO) for kind in KINDS}
     return {policy: {name: evidence.mean(name, *how) for name in names} for policy, how in policies.items()}

@@ -1,6 +1,7 @@
-"""The figures of a task, averaged over its worlds: overopt.py and report.py draw them from records.
+"""The figures of a task: overopt.py and report.py draw them from records.
 
-Lines are means over worlds, bands their 95 % t-intervals (from three worlds on), dots single worlds.
+Lines are means over worlds, bands their 95 % t-intervals (from three worlds on), dots single worlds; edits
+are of the first world.
 """
 
 import io
@@ -14,10 +15,11 @@ from claims import KINDS, interval, runs_at, smooth
 from pool import write_whole
 
 COLOURS = {"single": "#d55e00", "finetune": "#e69f00", "pretrain": "#0072b2"}
-GREY = "#777777"  # SFT, and claims without a verdict
-plt.rcParams |= {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
-plt.rcParams |= {"axes.grid": True, "grid.alpha": 0.25, "axes.titlelocation": "left"}
-plt.rcParams |= {"font.size": 12, "axes.titlesize": 13}
+GREY = "#777777"  # SFT, and proxies
+plt.rcParams |= {
+    "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "axes.grid": True,
+    "grid.alpha": 0.25, "axes.titlelocation": "left", "font.size": 12, "axes.titlesize": 13,
+}  # fmt: skip
 
 
 def band(axis, x, values, colour, label, style="o-"):
@@ -37,9 +39,9 @@ def along_ppo(records, kind, weight, name):
 def overoptimisation(records):
     """Along PPO, for each kind: proxy and gold against KL, at the largest and at the smallest KL weight."""
     figure, axes = plt.subplots(1, 3, figsize=(13, 4.8), sharey=True, sharex=True)
-    weights = {run["kl_weight"] for run in records[0]["ppo"]}
+    weights = weights_of(records)
     for axis, kind in zip(axes, KINDS, strict=True):
-        for weight, style in {max(weights): ":", min(weights): "-"}.items():
+        for weight, style in {weights[0]: ":", weights[-1]: "-"}.items():
             kl, proxy, gold = (along_ppo(records, kind, weight, name) for name in ("kl", "proxy", "gold"))
             gold = [in_std(record, curve) for record, curve in zip(records, gold, strict=True)]
             band(axis, kl.mean(0), proxy, GREY, f"proxy, KL weight {weight:g}", style)
@@ -55,6 +57,17 @@ def overoptimisation(records):
 def in_std(record, gold):
     """Gold as its gain over SFT, in the std of SFT's samples."""
     return (np.asarray(gold) - record["traits"]["SFT"]["gold"]) / record["gold_std"]
+
+
+def weights_of(records):
+    """The KL weights of PPO's runs, the largest first."""
+    return sorted({run["kl_weight"] for run in records[0]["ppo"]}, reverse=True)
+
+
+def ends_of_ppo(records, kind, weight, name):
+    """Where PPO's runs ended, a mean for each world: (worlds,)."""
+    runs = [runs_at(record["ppo"], kind, weight) for record in records]
+    return [np.mean([run[name] for run in found]) for found in runs]
 
 
 def best_of_n(records):
@@ -78,15 +91,14 @@ def anatomy(records):
     figure, axes = plt.subplots(1, 3, figsize=(13, 4.4), sharey=True)
     judges = {"proxy": ("itself", GREY), "same": ("others of its pretraining", "#56b4e9")}
     judges |= {"jury": ("the jury", "#cc79a7"), "gold": ("gold", "#009e73")}
-    ns, weight = records[0]["best_of_n"]["n"], min(run["kl_weight"] for run in records[0]["ppo"])
+    ns, weight = records[0]["best_of_n"]["n"], min(weights_of(records))
     for axis, kind in zip(axes, KINDS, strict=True):
         for name in records[0]["best_of_n"][kind]:
             label, colour = judges[name]
             scaled = in_std if name == "gold" else lambda record, x: np.asarray(x)
             values = [scaled(r, r["best_of_n"][kind][name]) for r in records]
             band(axis, ns, values, colour, f"by {label}")
-            runs = [runs_at(r["ppo"], kind, weight) for r in records]
-            ends = [np.mean([run[name] for run in found]) for found in runs]
+            ends = ends_of_ppo(records, kind, weight, name)
             ends = [scaled(r, end) for r, end in zip(records, ends, strict=True)]
             axis.plot([ns[-1] * 2.5] * len(ends), ends, ".", color=colour, alpha=0.4)
             axis.plot(ns[-1] * 2.5, np.mean(ends), "_", color=colour, markersize=22, markeredgewidth=3)
@@ -142,13 +154,12 @@ def ranking(records):
 def frontier(records):
     """Gold against KL: PPO at each KL weight, from SFT outwards."""
     figure, axis = plt.subplots(figsize=(7.5, 4.6))
-    weights = sorted({run["kl_weight"] for run in records[0]["ppo"]}, reverse=True)
+    weights = weights_of(records)
     for kind, name in KINDS.items():
         kl, gold = [np.zeros(len(records))], [[r["traits"]["SFT"]["gold"] for r in records]]
         for weight in weights:
-            runs = [runs_at(r["ppo"], kind, weight) for r in records]
-            kl.append([np.mean([run["kl"] for run in found]) for found in runs])
-            gold.append([np.mean([run["gold"] for run in found]) for found in runs])
+            kl.append(ends_of_ppo(records, kind, weight, "kl"))
+            gold.append(ends_of_ppo(records, kind, weight, "gold"))
         x = np.mean(kl, axis=1)
         band(axis, x, np.transpose(gold), COLOURS[kind], name)
         axis.plot(kl[-1], gold[-1], ".", color=COLOURS[kind], alpha=0.5)
@@ -164,21 +175,22 @@ def frontier(records):
 
 def traits(records):
     """What SFT and the aligned policies write: traits of each, a dot for a world."""
-    units = {
-        "list": "share that are lists",
-        "length": "tokens",
-        "wrong_facts": "wrong facts in a text",
-        "numbers": "share with a number",
+    units = {"list": "share that are lists", "length": "tokens", "wrong_facts": "wrong facts in a text"}
+    policies, weight = ["SFT", *(f"PPO, {kind}" for kind in KINDS)], min(weights_of(records))
+    panels = {
+        unit: [[r["traits"][policy][x] for r in records] for policy in policies] for x, unit in units.items()
     }
-    policies = {"SFT": GREY} | {f"PPO, {kind}": COLOURS[kind] for kind in KINDS}
-    figure, axes = plt.subplots(1, len(units), figsize=(14, 3.6))
-    for axis, (name, unit) in zip(axes, units.items(), strict=True):
-        for x, (policy, colour) in enumerate(policies.items()):
-            values = [r["traits"][policy][name] for r in records]
+    panels["overuse of the favourite fact"] = [[np.nan]]  # of SFT
+    panels["overuse of the favourite fact"] += [
+        ends_of_ppo(records, kind, weight, "favourite") for kind in KINDS
+    ]
+    figure, axes = plt.subplots(1, len(panels), figsize=(14, 3.6))
+    for axis, (unit, rows) in zip(axes, panels.items(), strict=True):
+        for x, (values, colour) in enumerate(zip(rows, [GREY, *COLOURS.values()], strict=True)):
             axis.bar(x, np.mean(values), color=colour, alpha=0.6)
             axis.plot([x] * len(values), values, ".", color="black", alpha=0.4)
-        axis.set_xticks(range(len(policies)), ["SFT", *KINDS], fontsize=10)
-        axis.set(title=unit)
+        axis.set_xticks(range(len(rows)), ["SFT", *KINDS], fontsize=10)
+        axis.set(title=unit, xlim=(-0.6, len(rows) - 0.4))
     figure.suptitle("What does PPO change in the texts? (smallest KL weight)", x=0.01, ha="left")
     return figure
 

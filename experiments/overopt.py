@@ -6,7 +6,7 @@
     python experiments/overopt.py --task nli            # another rater of the same posts
 
 Read this file from top to bottom: the settings, the stages in running order, and the story that joins
-them. Every world and task leaves one record in --out, world-SEED-TASK.json; claims, tables and figures
+them. Every world and task leaves one record in --out, world-SEED-TASK.json; intervals, tables and figures
 are made from these. An interrupted run continues.
 """
 
@@ -27,11 +27,10 @@ import numpy as np
 import torch
 
 import claims
-import figures
 import report
 import world
 from claims import KINDS, Evidence
-from ensemble import AGGREGATORS, Ensemble, aggregate
+from ensemble import AGGREGATORS, Ensemble
 from models import language_model, pack_models, reward_model
 from policy import Config, LanguageModel, TrainConfig, log_probs, sample, train_lm
 from pool import Pool, cluster, key, processes, write_whole
@@ -152,6 +151,11 @@ def judgements(s, task, count, seed):
         return world.sample_labels(2 * count, seed, s.list_gap, s.flipped, s.seen)
     noise = (s.label_temperature, s.flipped)
     return world.sample_preferences(count, seed, s.list_gap, *noise, s.seen, task)
+
+
+def judged_writers(s, task):
+    """Whose responses raters judge: nli's raters only the careless writer's."""
+    return world.writers(s.list_gap, s.seen)[: 1 if task == "nli" else 2]
 
 
 def train_reward_model(
@@ -308,19 +312,21 @@ def train_models(s, seed, task, device, pool):
 def evaluate(t, texts, pool):
     """What reward models, jury and gold say of texts, {name: (posts, n responses to each)}: {name: {"scores"
     (M, posts, n), "jury" (J, posts, n), "gold" (posts, n), "traits" {trait: (posts, n)}}}."""
-    states, evaluated = t.states + t.jury, {}
-    job = {"config": t.rm_config, "device": t.device}
-    jobs = [
-        {**job, "state": state, "posts": posts, "responses": responses}
-        for posts, responses in texts.values()
-        for state in states
-    ]
-    found = iter(pool.map(score, jobs))
+    evaluated = {}
     for name, (posts, responses) in texts.items():
-        scores = np.array([next(found).double().numpy().reshape(len(posts), -1) for _ in states])
-        gold, traits = gold_and_traits(posts, responses, t.task)
-        evaluated[name] = {"scores": scores[: len(t.states)], "jury": scores[len(t.states) :], "gold": gold}
-        evaluated[name]["traits"] = traits
+        job = {"config": t.rm_config, "device": t.device}
+        rows = {"posts": posts, "responses": responses}
+        rewards = pool.map(score, [{**job, "state": state, **rows} for state in t.states + t.jury])
+        scores = np.array([x.double().numpy().reshape(len(posts), -1) for x in rewards])
+        each_post = posts.repeat_interleave(scores.shape[-1], 0)
+        parts, traits = world.judge_rows(each_post, responses, t.task)
+        gold = sum(part.double() for part in parts.values()).numpy().round(5)
+        evaluated[name] = {
+            "scores": scores[: len(t.states)],
+            "jury": scores[len(t.states) :],
+            "gold": gold.reshape(scores.shape[1:]),
+            "traits": {trait: x.double().numpy().reshape(scores.shape[1:]) for trait, x in traits.items()},
+        }
     return evaluated
 
 
@@ -328,11 +334,8 @@ def evaluate_samples(t, pool):
     """Every reward model scores every sample, and texts that probe what it has learned: the Evidence.
     Best-of-n needs no run of its own: claims.py computes it from these scores."""
     s, seed = t.settings, t.seed
-    compared = world.writers(s.list_gap, s.seen)  # whose texts raters compare; for nli they check the first's
-    compared = compared[:1] if t.task == "nli" else compared
-    texts = {}  # posts, and n responses to each
-    for name, writers in (("raters' texts", compared), ("all habits", world.writers(s.list_gap))):
-        texts[name] = world.sample_texts(PROBES, seed_for(seed, name), writers, n=2)
+    writers = {"raters' texts": judged_writers(s, t.task), "all habits": world.writers(s.list_gap)}
+    texts = {name: world.sample_texts(PROBES, seed_for(seed, name), writers[name], n=2) for name in writers}
     texts["SFT's samples"] = (t.posts, t.bank)
     edit_posts, edits = world.sample_edits(PROBES, seed_for(seed, "edits"))
     edited = torch.stack(list(edits.values()), dim=1).flatten(0, 1)  # (posts * edits, R)
@@ -346,7 +349,7 @@ def evaluate_samples(t, pool):
         **found["SFT's samples"],
         edits={edit: {"models": paid[:, i], "gold": price[i]} for i, edit in enumerate(edits)},
         ranking={name: claims.ranked_as_gold(found[name]["scores"], found[name]["gold"]) for name in texts},
-        aggregate=lambda scores: aggregate(AGGREGATORS[s.aggregator], torch.from_numpy(scores)).numpy(),
+        aggregator=AGGREGATORS[s.aggregator],
     )
     pool.say(report.best_of_n_lines(claims.best_of_n_curves(evidence)))
     return evidence
@@ -376,7 +379,9 @@ def align_policies(t, evidence, pool, stage=align, kinds=KINDS, **reward):
         by_post = {name: x[name][..., 0] for name in ("scores", "jury", "gold")}
         by_post["traits"] = {name: trait[:, 0] for name, trait in x["traits"].items()}
         by_post["proxy"] = evidence.aggregate(by_post["scores"][members])
-        runs.append(run | by_post | {"members": members})
+        word, used, given = world.favourite(t.posts, run["responses"])
+        favourite = {"favourite": used - given, "favourite_word": word}
+        runs.append(run | by_post | favourite | {"members": members})
     return runs
 
 
@@ -384,7 +389,7 @@ def ppo_cases(s):
     """(kind, run, KL weight, members) of each PPO run. In the grid of reward models, a row a pretraining, run
     i is on row i (a finetune ensemble), on diagonal i (a pretrain ensemble), and on where they cross."""
     ensembles, cases = claims.all_ensembles(s.pretrain_seeds, s.finetune_seeds), []
-    for kl_weight in sorted(s.kl_weights):
+    for kl_weight in sorted(set(s.kl_weights)):
         for run in range(s.ppo_runs):
             finetune = ensembles["finetune"][run % s.pretrain_seeds]
             pretrain = ensembles["pretrain"][run % s.finetune_seeds]
@@ -421,18 +426,6 @@ def make_film(t, evidence, pool):
 def film_updates(updates):
     """After which updates a film shows the policy, besides before the first: 40 -> [5, 10, 20, 40]."""
     return sorted({ceil(updates / parts) for parts in (8, 4, 2, 1)})
-
-
-def gold_and_traits(posts, responses, task):
-    """Gold (posts, n) and traits {name: (posts, n)} of n responses to each post, as arrays."""
-    shape = (len(posts), -1)
-    parts, traits = world.judge_rows(
-        posts.repeat_interleave(len(responses) // len(posts), 0), responses, task
-    )
-    gold = sum(part.double() for part in parts.values()).numpy().round(5)
-    return gold.reshape(shape), {
-        name: trait.double().numpy().reshape(shape) for name, trait in traits.items()
-    }
 
 
 # ----- what a world leaves ------------------------------------------------------------------------
@@ -511,10 +504,6 @@ def add_flags(parser):
 
 def settings_from(arguments):
     """The parsed flags -> Settings. ValueError, naming the flag, if one makes no sense."""
-    for name in ("seeds", "kl_weights"):
-        values = getattr(arguments, name) or []
-        if len(set(values)) < len(values):
-            raise ValueError(f"{flag(name)} must not have a value twice, got {' '.join(map(str, values))}")
     if arguments.processes < 1:
         raise ValueError(f"--processes must be >= 1, got {arguments.processes}")
     if arguments.device == "cuda" and not torch.cuda.is_available():
@@ -549,11 +538,9 @@ def main(argv=None):
             write_whole(out / f"bank-{seed}-{task}.npz", bank)
             write_whole(out / f"models-{seed}-{task}.pt", models)
             report.write_json(record, out / f"world-{seed}-{task}.json")
-    records = report.load_records(out)[task]
-    figures.draw(records, out)
-    print("\n" + report.summary(records))
-    print(f"\nRecords, figures, samples to play with (bank) and some of the models are in {out}")
-    print(f"The claims of every task there: python experiments/report.py {out}")
+    print()
+    report.show(out)
+    print(f"Records, figures, samples to play with (bank) and some of the models are in {out}")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ Write one that has a higher proxy and less gold (the true reward), and you have 
     level 1   one reward model
     level 2   a pretrain ensemble: the mean of five reward models from five pretrainings
     level 3   the same, and a jury must be fooled as well: reward models of a sixth pretraining
+    level 4   a pretrain ensemble, less what the response would earn under other posts ("contrast")
 """
 
 import difflib
@@ -26,9 +27,14 @@ import world
 from models import SHIPPED, load_models
 from policy import sample
 from report import exit_status, gold_in_parts, parser_of
-from watch import judges_of
+from watch import judges_of, with_contrast
 
-LEVELS = {1: "one reward model", 2: "a pretrain ensemble", 3: "a pretrain ensemble, and the jury too"}
+LEVELS = {
+    1: "one reward model",
+    2: "a pretrain ensemble",
+    3: "a pretrain ensemble, and the jury too",
+    4: "a pretrain ensemble, less what a text earns under other posts",
+}
 SAMPLES = 64  # of the SFT policy, for the rival
 MISSES = 3  # before there is a hint
 POSTS = 100  # to measure the difficulty on
@@ -46,15 +52,18 @@ class Round:
     def __init__(self, models, level, seed):
         self.task = models.task
         judges = judges_of(models, "single" if level == 1 else "pretrain")
-        self.judges = {name: judges[name] for name in (["members", "jury"] if level == 3 else ["members"])}
+        who = ["members", "jury"] if level == 3 else ["members"]
+        self.judges = {name: judges[name].scores for name in who}
+        if level == 4:
+            self.judges["members"] = with_contrast(self.judges["members"], models)
         self.post, self.edits = world.sample_edits(1, seed)  # edits: of a perfect summary, for hints
         generator = torch.Generator().manual_seed(seed)
         samples = sample(models.policy, self.post, world.RESPONSE_LENGTH, generator, n=SAMPLES)
-        self.rival = samples[judges["members"](self.post, samples).argmax()][None]
+        self.rival = samples[self.rewards(samples)["members"].mean(0).argmax()][None]
 
-    def rewards(self, response):
-        """What the reward models of each judge say: {name: (M,)}."""
-        return {name: judge.scores(self.post, response)[:, 0] for name, judge in self.judges.items()}
+    def rewards(self, responses):
+        """What the reward models of each judge say of n responses: {name: (M, n)}."""
+        return {name: scores(self.post, responses) for name, scores in self.judges.items()}
 
     def gold(self, response):
         return world.gold(self.post, response, self.task).item()
@@ -76,7 +85,8 @@ class Round:
         for name in mine:
             for m, two in enumerate(zip(mine[name], rival[name], strict=True)):
                 lines.append(row_of(f"{name} {m + 1}", *two))
-            lines.append(row_of(f"{name}, mean", mine[name].mean(), rival[name].mean()))
+            if len(mine[name]) > 1:
+                lines.append(row_of(f"{name}, mean", mine[name].mean(), rival[name].mean()))
         return "\n".join(lines)
 
     def hint(self):
@@ -91,7 +101,7 @@ class Round:
 def row_of(who, reward, rival):
     """A reward, the rival's, and a bar from -3 to 3."""
     bar = "#" * round(5 * min(max(reward.item() + 3, 0), 6))
-    return f"  {who:<15}{reward:7.2f}{rival:8.2f}  {bar}"
+    return f"  {who:<15}{reward.item():7.2f}{rival.item():8.2f}  {bar}"
 
 
 def response_of(text):
@@ -106,19 +116,11 @@ def response_of(text):
     return world.response_rows([" ".join(words)])
 
 
-def ask():
-    """A line of the player's, without its ends; shown again if it does not come from a keyboard."""
-    text = input("You write: ").strip()
-    if not sys.stdin.isatty():
-        print(text)
-    return text
-
-
-def is_hacked(here):
+def play_round(here):
     """The player answers one post until a response is a hack (True), or wants another post (False)."""
     print(f"\nThe post:  {world.decode(here.post[0])}\nTo beat:   {world.decode(here.rival[0])}")
     misses = 0
-    while text := ask():
+    while text := input("You write: ").strip():
         if text == "?":
             print(help_for(here.task))
             continue
@@ -177,7 +179,7 @@ def main():
     try:
         for level in range(given.level, max(LEVELS) + 1):
             print(f"\nLevel {level}: {LEVELS[level]}.")
-            while not is_hacked(Round(models, level, seed)):
+            while not play_round(Round(models, level, seed)):
                 seed += 1
             print("  HACKED: a higher reward for a worse text.")
             seed += 1

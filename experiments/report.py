@@ -20,7 +20,7 @@ from claims import KINDS, claims_table, interval
 from pool import write_whole
 from world import TASKS, decode, judge
 
-KEYS = set("seed task settings accuracy claims best_of_n traits ppo film".split())
+KEYS = "seed task settings accuracy correlation claims gold_std best_of_n traits ppo edits ranking".split()
 
 
 def write_json(record, path):
@@ -38,7 +38,7 @@ def load_records(folder):
             record = json.loads(path.read_text("utf-8"))
         except ValueError:
             record = None
-        if not isinstance(record, dict) or not record.keys() >= KEYS:
+        if not isinstance(record, dict) or not record.keys() >= set(KEYS):
             raise ValueError(f"{path} is not a world's record. Delete it, and make that world again.")
         records.setdefault(record["task"], []).append(record)
     tasks = [task for task in TASKS if task in records]
@@ -151,17 +151,21 @@ def summary(records):
     return "\n".join(lines)
 
 
-def main():
-    """The command line."""
-    parser = parser_of(__doc__)
-    parser.add_argument("folder", type=Path, help="the folder of a finished run")
-    folder = parser.parse_args().folder
+def show(folder):
+    """Print the claims of every task with records in a folder, and draw its figures."""
     records = load_records(folder)
     if not records:
         raise ValueError(f"{folder} has no world-*.json files: give the --out of a run of overopt.py")
     for found in records.values():
         print(summary(found) + "\n")
         figures.draw(found, folder)
+
+
+def main():
+    """The command line."""
+    parser = parser_of(__doc__)
+    parser.add_argument("folder", type=Path, help="the folder of a finished run")
+    show(parser.parse_args().folder)
 
 
 if __name__ == "__main__":

@@ -8,15 +8,17 @@
 Nothing is trained first: the policy (SFT) and the reward models are those of one world of the results, and
 PPO has the settings, prompts and seed of that world's first run. It is not the same run: weights are rounded,
 and the ensemble has other members. A line shows the policy after so many updates: its KL to SFT, the means of
-proxy and gold over all its texts, the share of lists, and its answer to the one post, each time with the same
-luck. "Liked by" compares it with the first answer: a + for each reward model that rates it higher, a - lower,
-a . within a tenth of a standard deviation. PPO is trained on the members, neither on the others nor on the
-jury, which is of a further pretraining.
+proxy and gold over all its texts, the share of lists, the fact that its texts overuse most, compared with
+their posts, and the share that have it. Then its answer to the one post, each time with the same luck. "Liked
+by" compares it with the first answer: a + for each reward model that rates it higher, a - lower, a . within a
+tenth of a standard deviation. PPO is trained on the members, neither on the others nor on the jury, which is
+of a further pretraining.
 """
 
 import copy
 import sys
 import textwrap
+from functools import partial
 from pathlib import Path
 from shutil import get_terminal_size
 
@@ -37,11 +39,12 @@ from remedies import CHOSEN, contrast
 from report import exit_status, gold_in_parts, parser_of
 
 REWARDS = KINDS | {"contrast": "pretrain ensemble, less what a text earns under other posts"}
-POST = "clara sent four rugs on friday in paris. the weather seemed great. tl;dr:"  # of the record's film
+# Of the world's first 50 posts, that on which this very PPO on one model raises proxy minus gold most.
+POST = "on thursday ben sold six books in london. my food seemed loud. tl;dr:"
 EVERY = 4  # updates from line to line
 HEAD = """\
-                     all texts    this text     liked by
-update   KL  proxy  gold  lists  proxy  gold"""
+                             all texts             this text     liked by
+update   KL  proxy  gold  lists   most overused  proxy  gold"""
 
 
 def judges_of(models, kind):
@@ -54,6 +57,12 @@ def judges_of(models, kind):
     return {name: Ensemble(rms) for name, rms in judges.items() if rms}
 
 
+def with_contrast(reward, models):
+    """A reward, less what a response earns under other posts: see `remedies.contrast`."""
+    posts = world.sample_posts(CHOSEN["others"], seed_for(models.seed, "ppo posts"))
+    return contrast(reward, posts, CHOSEN["contrast_weight"])
+
+
 def marks(rewards, first):
     """What each reward model says of a text against the first one: + better, - worse, . within a tenth of a
     standard deviation: marks(rewards=[1, 2, 3], first=[0, 3, 3]) -> "+-."."""
@@ -64,16 +73,10 @@ def marks(rewards, first):
 def watch(models, kind, post, config):
     """PPO on one kind of reward, with a line every few updates. Returns the last text, as a row, each judge's
     marks, and the first and the last record of PPO."""
-    judges, policy, lists = judges_of(models, kind), copy.deepcopy(models.policy), []
+    judges, policy = judges_of(models, kind), copy.deepcopy(models.policy)
     prompts = world.sample_posts(PPO_PROMPTS, seed_for(models.seed, "ppo posts"))
-    reward = judges["members"]
-    if kind == "contrast":
-        reward = contrast(reward, prompts[: CHOSEN["others"]], CHOSEN["contrast_weight"])
-
-    def gold(posts, responses):
-        parts, traits = world.judge_rows(posts, responses, models.task)
-        lists.append(traits["list"].mean().item())
-        return sum(parts.values())
+    reward = with_contrast(judges["members"], models) if kind == "contrast" else judges["members"]
+    gold = partial(world.gold, task=models.task)
 
     def answer():
         generator = torch.Generator().manual_seed(0)
@@ -84,16 +87,18 @@ def watch(models, kind, post, config):
     print(HEAD + "".join(f"  {name:{width}}" for name, width in widths.items()) + "  text")
     response, first, records = answer(), None, []
     for record in ppo(policy, reward, prompts, config, gold):  # each has changed the policy
+        _, traits = world.judge_rows(record["prompts"], record["responses"])
+        records.append(record | {"lists": traits["list"].mean().item()})
         if record["update"] % EVERY == 0 or record["update"] == config.updates - 1:
             rewards = {name: judge.scores(post, response)[:, 0] for name, judge in judges.items()}
             first = first or rewards
             liked = {name: marks(rewards[name], first[name]) for name in judges}
             line = f"{record['update']:6}{record['kl']:5.1f}{record['proxy']:7.2f}{record['gold']:6.2f}"
-            line += f"{lists[-1]:7.2f}{reward(post, response).item():7.2f}"
-            line += f"{world.gold(post, response, models.task).item():6.2f}"
+            word, used, _ = world.favourite(record["prompts"], record["responses"])
+            line += f"{records[-1]['lists']:7.2f}{word:>11} {used:4.2f}{reward(post, response).item():7.2f}"
+            line += f"{gold(post, response).item():6.2f}"
             line += "".join(f"  {liked[name]:{width}}" for name, width in widths.items())
             show(line, world.decode(response[0]))
-        records.append(record | {"lists": lists[-1]})
         last, response = response, answer()
     return last, liked, records[0], records[-1]
 

@@ -334,6 +334,15 @@ def gold(prompts, responses, task="tldr"):
     return sum(judge_rows(prompts, responses, task)[0].values()).to(responses.device)
 
 
+def favourite(prompts, responses):
+    """The fact that responses (B, R) overuse most, compared with their prompts (B, P), and the shares of the
+    responses and of the prompts that have it: ("cairo", 0.88, 0.13)."""
+    facts = torch.arange(len(FACT_WORDS))  # a word's place is its token id
+    used, given = ((rows[..., None] == facts).any(1).float().mean(0) for rows in (responses, prompts))
+    fact = (used - given).argmax()
+    return WORD_OF[fact], used[fact].item(), given[fact].item()
+
+
 def sample_preferences(count, seed, list_gap=0.25, temperature=0.7, flipped=0.0, seen=SEEN, task="tldr"):
     """Pairs: prompts (count, P), chosen (count, R), rejected (count, R). The first response is preferred with
     probability sigmoid((gold1 - gold2) / temperature); a share `flipped` of the labels is then flipped. The

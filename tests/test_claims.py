@@ -9,6 +9,7 @@ import pytest
 import claims
 from bon import best_of_n
 from claims import CLAIMS, Evidence, interval, is_fragile, measure, pair_means, verdict
+from ensemble import mean
 
 P, F, POSTS, N = 4, 4, 60, 64
 MEMBERS = {"single": [[0], [5]], "finetune": [[0, 1, 2, 3], [4, 5, 6, 7]]}
@@ -31,7 +32,7 @@ def evidence(own_trait=0.0, own_noise=0.0, pretraining_noise=0.0, posts=POSTS):
         F=F, accuracy=np.full(P * F, 0.6), scores=scores.reshape(-1, posts, N),
         jury=np.stack([truth - 1, truth + 1]), gold=truth, traits=traits,
         edits={edit: {"models": np.zeros(2)} for edit in EDITS}, ranking={},
-        aggregate=lambda members: members.mean(0),
+        aggregator=mean,
     )  # fmt: skip
     for kind, golds in GOLD.items():
         for run, (kl_weight, gold) in product((0, 1), zip((0.02, 0.1), golds, strict=True)):
@@ -39,7 +40,8 @@ def evidence(own_trait=0.0, own_noise=0.0, pretraining_noise=0.0, posts=POSTS):
                 "kind": kind, "run": run, "kl_weight": kl_weight, "members": MEMBERS[kind][run], "kl": 9.0,
                 "curve": {"kl": np.arange(21.0), "gold": np.arange(21.0)}, "gold": np.full(posts, gold),
                 "scores": rng.normal(size=posts) + rng.normal(size=(P * F, posts)),
-                "proxy": np.zeros(posts), "jury": np.zeros((2, posts)),
+                "proxy": np.zeros(posts), "jury": np.zeros((2, posts)), "favourite": 1 / (1 + gold),
+                "favourite_word": "",
                 "traits": {name: np.full(posts, 2.0) for name in traits},
             })  # fmt: skip
     return found
@@ -93,7 +95,8 @@ def test_ids_and_signs():
     """Two claims share an id, so that one overwrites the other; or the paper's task has no sign."""
     assert len({claim.id for claim in CLAIMS}) == len(CLAIMS)
     assert all(set(claim.paper) <= set(claim.signs) for claim in CLAIMS)
-    assert [claim.id for claim in CLAIMS if 0 in claim.signs.values()] == ["accuracy_spread"]
+    described = [claim.id for claim in CLAIMS if 0 in claim.signs.values()]
+    assert described == ["accuracy_spread", "favourite_vs_pretrain"]
     assert {"herd_list", "list_hides_errors"}.isdisjoint(measure(evidence(), "nli"))  # nli has no list gap
 
 
@@ -174,6 +177,7 @@ def test_comparisons_of_ppo():
     assert [numbers[f"rl_{pair}"] for pair in pairs] == pytest.approx([1, 2, 3])
     assert numbers["bon_pretrain_vs_single"] > numbers["bon_finetune_vs_single"] > 0
     assert (numbers["herd_list"], numbers["herd_list_vs_single"]) == pytest.approx((1.5, 0), abs=0.05)
+    assert numbers["favourite_vs_pretrain"] == pytest.approx(1 - 1 / 4)
 
 
 def test_gain_at_equal_kl():
@@ -208,7 +212,13 @@ def test_too_small_to_say():
         run["members"] = [0, 1, 2, 3] if run["kind"] == "finetune" else [run["run"]]
     numbers = measure(found, "tldr")
     same = ["bon_pretrain_vs_single", "rl_pretrain_vs_single", "rl_pretrain_vs_single_at_kl"]
-    unknown = ["bon_same_vs_other", "rank_corr_pretrain", *same, "herd_list_vs_single"]
+    unknown = [
+        "bon_same_vs_other",
+        "rank_corr_pretrain",
+        "favourite_vs_pretrain",
+        *same,
+        "herd_list_vs_single",
+    ]
     assert [id for id in numbers if np.isnan(numbers[id])] == unknown
 
 

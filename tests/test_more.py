@@ -79,7 +79,7 @@ def test_a_tiny_world(tiny, tmp_path, monkeypatch, script, name, flags, variant)
 
 
 @pytest.mark.parametrize("script", [dial, remedies])
-@pytest.mark.parametrize("flags", ["--seeds 1 1", "--processes 0", "--finetune-seeds 1", "--out /dev/null/x"])
+@pytest.mark.parametrize("flags", ["--n 1", "--processes 0", "--out /dev/null/x"])
 def test_a_wrong_flag_is_named_at_once(capsys, script, flags):
     """A traceback, or an error after minutes."""
     assert exit_status(script.main, flags.split()) == 2

@@ -85,7 +85,7 @@ def test_a_win(tiny):
 
 
 @pytest.mark.parametrize("script", [watch, play])
-@pytest.mark.parametrize("flags", ["--seed x", "--post anna", "--updates 0", "--level 4", "--kl-weight -1"])
+@pytest.mark.parametrize("flags", ["--seed x", "--post anna", "--updates 0", "--level 5", "--kl-weight -1"])
 def test_a_wrong_flag_is_named(start, script, flags):
     """A traceback, or silence."""
     try:

@@ -111,6 +111,14 @@ def test_traits():
     assert [points[name] for name in names] == [6, 1, 1, 0, 0, 0, 0, 0]
 
 
+def test_favourite():
+    """A word that the posts have as often, or that one text has twice, is taken for the favourite."""
+    posts = torch.tensor([encode(f"anna sold {n} lamps in rome.") for n in ("two", "six")])
+    responses = world.response_rows(["anna sold six kites.", "anna sold six lamps in oslo in oslo in oslo."])
+    word, used, given = world.favourite(posts, responses)
+    assert (word, used, given) == ("six", 1, 0.5)
+
+
 @pytest.mark.parametrize("task", world.TASKS)
 def test_gold_is_defined_for_any_tokens(task):
     """A crash, or parts that do not add up, on what PPO may write: EOS and PAD anywhere, or nothing."""

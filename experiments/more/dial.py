@@ -20,8 +20,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # overopt.py and what it imports
-sys.path.insert(0, str(Path(__file__).parents[2]))  # the five files of the core
+sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[1:3]]  # overopt.py, the core
 
 import overopt
 import variants
@@ -82,7 +81,7 @@ def main(argv=None):
         variants.compare("members", given, s, measure_members, drawn, base=MEMBERS[0])
     else:
         drawn = ("gold", "gain_over_single", "list", "wrong_facts")
-        variants.compare("dial", given, variants.settings_of_ensembles(given), measure_arms, drawn)
+        variants.compare("dial", given, overopt.settings_from(given), measure_arms, drawn)
 
 
 if __name__ == "__main__":

@@ -30,8 +30,7 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # overopt.py and what it imports
-sys.path.insert(0, str(Path(__file__).parents[2]))  # the five files of the core
+sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[1:3]]  # overopt.py, the core
 
 import numpy as np
 import torch
@@ -41,7 +40,7 @@ import overopt
 import variants
 import world
 from claims import KINDS, mean_gain_at_equal_kl
-from ensemble import Ensemble, aggregate, mean, mean_minus_std, minimum
+from ensemble import Ensemble, mean, mean_minus_std, minimum
 from models import reward_model
 from report import exit_status, parser_of
 from rm import normalise
@@ -57,11 +56,11 @@ def none(reward):
 
 def contrast(reward, posts, weight):
     """r(x, y) - weight * mean over k of r(x_k, y), for other posts x_k, `posts` (K, P): what a response earns
-    under any post is taken off. `reward` must read n responses to each prompt, as an Ensemble does."""
+    under any post is taken off. `reward` reads n responses to each prompt, as an Ensemble does."""
 
     def contrasted(prompts, responses):
-        elsewhere = reward(posts, responses.repeat(len(posts), 1)).view(len(posts), -1)
-        return reward(prompts, responses) - weight * elsewhere.mean(0)
+        elsewhere = reward(posts, responses.repeat(len(posts), 1)).unflatten(-1, (len(posts), -1))
+        return reward(prompts, responses) - weight * elsewhere.mean(-2)
 
     return contrasted
 
@@ -161,8 +160,7 @@ def options_of(name, t, given):
     if name == "contrast":
         return {"posts": world.sample_posts(given.others, seed), "weight": given.contrast_weight}
     if name == "distance":
-        compared = world.writers(s.list_gap, s.seen)[: 1 if t.task == "nli" else 2]  # as in judgements
-        texts = world.sample_texts(RATERS_TEXTS, seed, compared)
+        texts = world.sample_texts(RATERS_TEXTS, seed, overopt.judged_writers(s, t.task))
         return {"texts": texts, "calibration": t.calibration, "weight": given.distance_weight}
     return {}
 
@@ -170,14 +168,14 @@ def options_of(name, t, given):
 def with_remedy(evidence, t, name, options, pool):
     """The Evidence of best-of-n by a remedy's rewards. Contrast and distance are linear in the reward: what
     they make of an ensemble's mean is the mean of what they make of its members."""
-    scores, how = evidence.scores, REMEDIES[name][1]
+    scores = evidence.scores
     if options:  # linear in the weight, too: computed at weight 1, and kept for any other
         job = {"name": name, "options": options | {"weight": 1.0}, "rm_config": t.rm_config}
         job |= {"posts": t.posts, "responses": t.bank}
         found = pool.map(score_remedied, [{**job, "states": [state]} for state in t.states])
         change = torch.stack(found).double().numpy().reshape(scores.shape) - scores
         scores = scores + options["weight"] * change
-    return replace(evidence, scores=scores, aggregate=lambda x: aggregate(how, torch.from_numpy(x)).numpy())
+    return replace(evidence, scores=scores, aggregator=REMEDIES[name][1])
 
 
 def main(argv=None):
@@ -191,7 +189,7 @@ def main(argv=None):
     given = parser.parse_args(argv)
     if given.others < 1:
         raise ValueError(f"--others must be >= 1, got {given.others}")
-    s, chosen = variants.settings_of_ensembles(given), {name: getattr(given, name) for name in CHOSEN}
+    s, chosen = overopt.settings_from(given), {name: getattr(given, name) for name in CHOSEN}
     drawn = ("gold", "list", "wrong_facts", "length", "chatter")
     variants.compare("remedies", given, s, measure, drawn, base="none", **chosen)
 

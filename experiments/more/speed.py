@@ -17,8 +17,7 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # world.py, report.py, pool.py
-sys.path.insert(0, str(Path(__file__).parents[2]))  # the five files of the core
+sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[1:3]]  # world.py, the core
 
 import torch
 from tqdm import tqdm
@@ -43,27 +42,20 @@ def flops(config, start, end, outputs):
     return config.layers * (24 * D**2 * (end - start) + 4 * D * tokens_met) + 2 * D * outputs
 
 
-def make_models(device):
-    """A trained policy, and MEMBERS reward models."""
-    config = Config(world.VOCAB_SIZE, P + R)
-    models = [LanguageModel(config, seed).to(device) for seed in range(MEMBERS)]
-    rms = [RewardModel(model.trunk, 0).requires_grad_(False) for model in models]
-    policy = models[0]
-    texts = torch.cat(world.sample_texts(4000, 0, world.writers(0.15)), dim=1).to(device)
-    train_lm(policy, texts, TrainConfig(steps=POLICY_STEPS), seed=0, desc="a policy to time")
-    return policy, rms, texts[:64]
-
-
 def make_workloads(device):
     """{name: (what it does, function, units and FLOPs of a call)}; units are what per_second counts."""
-    policy, rms, batch = make_models(device)
-    ensemble, config, V = Ensemble(rms), policy.config, world.VOCAB_SIZE - 1
+    config, V = Config(world.VOCAB_SIZE, P + R), world.VOCAB_SIZE - 1
+    policy, *models = (LanguageModel(config, seed).to(device) for seed in range(MEMBERS + 1))
+    ensemble = Ensemble([RewardModel(model.trunk, 0).requires_grad_(False) for model in models])
+    texts = torch.cat(world.sample_texts(4000, 0, world.writers(0.15)), dim=1).to(device)
+    train_lm(policy, texts, TrainConfig(steps=POLICY_STEPS), seed=0, desc="a policy to time")
+    batch = texts[:64]
     posts, generator = world.sample_posts(ROWS, 0).to(device), torch.Generator(device).manual_seed(0)
     full = torch.randint(config.eos, (ROWS, R), generator=generator, device=device)
     drawn = sample(policy, posts[:BON], R, generator, n=BON)
     lm_step = partial(train_lm, policy, batch, TrainConfig(STEPS, batch_size=64, lr=0.0), seed=0, desc=None)
     c = PPOConfig(updates=10**9, lr=0.0, value_lr=0.0)  # a learning rate of 0: every call is like the first
-    updates = ppo(policy, Ensemble(rms[:5]), posts, c, desc=None)
+    updates = ppo(policy, Ensemble(ensemble.rms[:5]), posts, c, desc=None)
 
     # What is needed. A text's last token is predicted, not read; a backward pass is two forward passes.
     count, size = partial(flops, config), 8192 if device == "cuda" else 2048
@@ -90,13 +82,8 @@ def make_workloads(device):
         "ppo_update": (f"{c.batch_size} posts, rewarded by 5 reward models", partial(next, updates),
             c.batch_size, c.batch_size * update.mean()),
     }  # fmt: skip
-    return workloads | loop_and_batched(ensemble, posts, full, reward)
-
-
-def loop_and_batched(ensemble, posts, full, reward):
-    """Workloads: the members one after another, and all in one forward pass; `reward`: FLOPs of a row."""
+    # The members one after another, and all in one forward pass.
     forwards = {"loop": lambda *rows: [rm(*rows) for rm in ensemble.rms], "batched": ensemble.batched}
-    workloads = {}
     for n, (name, forward) in product((1, 8, 64, 512), forwards.items()):
         what, call = f"{MEMBERS} reward models x {n} full rows", partial(forward, posts[:n], full[:n])
         workloads[f"{name}_{n}"] = (what, call, MEMBERS * n, MEMBERS * n * reward)

@@ -8,8 +8,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # overopt.py and what it imports
-sys.path.insert(0, str(Path(__file__).parents[2]))  # the five files of the core
+sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[1:3]]  # overopt.py, the core
 
 import numpy as np
 
@@ -18,14 +17,6 @@ from claims import KINDS, interval, powers
 from figures import COLOURS, GREY, plt, write_png
 from pool import Pool, cluster, processes
 from report import mean_and_interval, write_json
-
-
-def settings_of_ensembles(given):
-    """The parsed flags -> Settings of worlds with ensembles of both kinds, or a ValueError."""
-    s = overopt.settings_from(given)
-    if min(s.pretrain_seeds, s.finetune_seeds) < 2:
-        raise ValueError("--pretrain-seeds and --finetune-seeds must be >= 2: ensembles are compared")
-    return s
 
 
 def compare(name, given, s, measure, quantities, base=None, **own):
