@@ -140,7 +140,7 @@ def measure(given, s, seed, pool):
         changed = with_remedy(evidence, t, name, options, pool)
         for kind in kinds:
             groups[f"best of n, {kind}"][name] = variants.best_of_n(changed, kind)
-        if given.no_ppo:
+        if name not in given.ppo:
             continue
         reward = {"name": name, "options": options, "calibration": t.calibration}
         changed.runs = overopt.align_policies(t, changed, pool, align_remedied, kinds, **reward)
@@ -148,7 +148,8 @@ def measure(given, s, seed, pool):
         for which, kind in product((min, max), kinds):
             runs, others = changed.runs_of(kind, which), unchanged.runs_of(kind, which)
             found = {"gain_at_equal_kl": mean_gain_at_equal_kl(runs, others)}
-            found |= {x: changed.mean(x, "PPO", kind, which) for x in ("gold", "jury", *evidence.traits)}
+            measured = ("gold", "jury", "favourite", *evidence.traits)
+            found |= {x: changed.mean(x, "PPO", kind, which) for x in measured}
             found |= {"kl": np.mean([run["kl"] for run in runs])}
             groups[f"PPO at {which(s.kl_weights):g}, {kind}"][name] = found
     return groups
@@ -185,8 +186,10 @@ def main(argv=None):
     for name, x in CHOSEN.items():
         parser.add_argument(overopt.flag(name), type=type(x), default=x, help=f"default {x}")
     parser.add_argument("--remedies", nargs="+", choices=REMEDIES, default=REMEDIES, help="default: all")
-    parser.add_argument("--no-ppo", action="store_true", help="best-of-n only")
+    few = {"nargs": "*", "choices": REMEDIES, "default": REMEDIES}
+    parser.add_argument("--ppo", **few, help="those that PPO is run with, too (default: all)")
     given = parser.parse_args(argv)
+    given.ppo = given.ppo and {"none", *given.ppo}
     if given.others < 1:
         raise ValueError(f"--others must be >= 1, got {given.others}")
     s, chosen = overopt.settings_from(given), {name: getattr(given, name) for name in CHOSEN}
