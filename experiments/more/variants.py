@@ -77,7 +77,8 @@ def draw(worlds, quantities):
         ticks = groups[f"{method}, pretrain"]
         for axis, quantity in zip(panels, quantities, strict=True):
             for i, (group, at, colour, label) in enumerate(series):
-                values = [numbers(worlds, group, variant, quantity, at) for variant in groups[group]]
+                shown = [variant for variant in ticks if variant in groups[group]]
+                values = [numbers(worlds, group, variant, quantity, at) for variant in shown]
                 mean, _, high = np.transpose([interval(x) for x in values])
                 half = high - mean if len(worlds) >= 3 else None
                 axis.errorbar(np.arange(len(mean)) + 0.12 * i, mean, half, fmt="o", color=colour, label=label)
