@@ -15,7 +15,9 @@ import readme
 EXPERIMENTS = ["experiments/README.md", "experiments/results/README.md", "experiments/assignments/README.md"]
 PAGES = ["README.md", *EXPERIMENTS]
 OTHER_FLAGS = set("--bank --difficulty --index-url --limit --models --nthreads --nworkers --of".split())
-OTHER_FLAGS |= set("--memory --network --only --ppo --pids-limit --prefix --rm --seed --words".split())
+OTHER_FLAGS |= set(
+    "--memory --network --only --ppo --pids-limit --prefix --reward --rm --seed --words".split()
+)
 LINK = re.compile(r"\[([^\]]+)\]\(([^)#]+)\)")
 
 
