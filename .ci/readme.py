@@ -74,9 +74,10 @@ def traits_markdown(records):
 
 
 def of_contrast(worlds, quantity):
-    """What contrast changes in texts of PPO on pretrain ensembles."""
+    """What contrast changes in texts of PPO on pretrain ensembles: two means, or the difference."""
     before, after = (numbers(worlds, "PPO at 0.02, pretrain", x, quantity) for x in ("none", "contrast"))
-    return mean_and_interval(after - before)
+    means = f"{before.mean():.2f} to {after.mean():.2f}"
+    return means if quantity == "list" else mean_and_interval(after - before)
 
 
 def world_line(task, records):
@@ -154,7 +155,7 @@ def rise_markdown(records):
 
 RISE = {
     "an error of its own: proxy, minus jury": ("proxy", "jury"),
-    "one that the jury makes too: jury, minus gold": ("jury", "gold"),
+    "one that the jury shares: jury, minus gold": ("jury", "gold"),
     "truth: gold": ("gold",),
 }
 
@@ -198,9 +199,10 @@ def sections(records):
     tables = {task: {row["id"]: row for row in claims_table(found)} for task, found in records.items()}
     texts = {name: mean_over(records["tldr"], values) for name, values in WHY.items()}
     texts |= {name: text.replace("+", "") for name, text in texts.items() if name.startswith("ranked")}
-    for policy in ("SFT", *(f"PPO, {kind}" for kind in KINDS)):
-        wrong = np.mean([record["traits"][policy]["wrong_facts"] for record in records["tldr"]])
-        texts["wrong_" + policy.split()[-1].lower()] = f"{wrong:.2f}"
+    for kind in KINDS:
+        texts[f"list_{kind}"] = (
+            f"{np.mean([r['traits'][f'PPO, {kind}']['list'] for r in records['tldr']]):.2f}"
+        )
     for id, row in tables["tldr"].items():
         texts[id] = mean_and_interval(row["numbers"]) + " (fragile)" * row["fragile"]
     remedies = json.loads((RESULTS / "remedies-tldr.json").read_text("utf-8"))["worlds"]
@@ -213,7 +215,7 @@ def sections(records):
         "watch": f"\n```\n{shortened((RESULTS / 'watch.txt').read_text('utf-8'))}\n```\n",
         "difficulty": f"\n```\n{(RESULTS / 'difficulty.txt').read_text('utf-8').strip()}\n```\n",
         "remedies": f"\n```\n{len(remedies)} worlds\n{table(remedies, 'none')}\n```\n",
-        **{f"contrast_{x}": of_contrast(remedies, x) for x in ("gold", "list", "wrong_facts")},
+        **{f"contrast_{x}": of_contrast(remedies, x) for x in ("gold", "list")},
         "rise": f"\n{rise_markdown(records['tldr'])}\n",
         "claims": f"\n{claims_markdown(tables, records)}\n",
         "measures": f"\n{measures}\n",
