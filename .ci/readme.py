@@ -165,10 +165,9 @@ def runs_of(record, kind, which):
     return runs_at(record["ppo"], kind, which(run["kl_weight"] for run in record["ppo"]))
 
 
-def weights_at_equal_kl(name):
-    """Gold or proxy of PPO on one reward model: at the largest KL weight, minus at the smallest, where both
-    are at the same KL."""
-    return lambda record: mean_gain_at_equal_kl(*(runs_of(record, "single", x) for x in (max, min)), name)
+def weights_at_equal_kl(name, kind="single"):
+    """Gold or proxy of PPO: at the largest KL weight, minus at the smallest, both at the same KL."""
+    return lambda record: mean_gain_at_equal_kl(*(runs_of(record, kind, x) for x in (max, min)), name)
 
 
 def favourite(kind, which=min):
@@ -176,8 +175,22 @@ def favourite(kind, which=min):
     return lambda record: np.mean([run["favourite"] for run in runs_of(record, kind, which)])
 
 
+def shared_in_ppo(kind):
+    """How much more PPO at the smallest KL weight raises the jury's reward than gold, in its std."""
+
+    def error(record):
+        start, runs = record["best_of_n"][kind], runs_of(record, kind, min)
+        jury, gold = (np.mean([run[x] for run in runs]) - start[x][0] for x in ("jury", "gold"))
+        return jury - gold / record["gold_std"]
+
+    return error
+
+
 WHY = {
+    "rl_shared": shared_in_ppo("single"),
+    "rl_shared_pretrain": shared_in_ppo("pretrain"),
     "gold_at_kl": weights_at_equal_kl("gold"),
+    "gold_at_kl_pretrain": weights_at_equal_kl("gold", "pretrain"),
     "proxy_at_kl": weights_at_equal_kl("proxy"),
     "favourite": favourite("single"),
     "favourite_braked": favourite("single", max),

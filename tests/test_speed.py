@@ -51,16 +51,8 @@ def test_every_workload_runs(monkeypatch, capsys):
         assert found[name]["per_second"] * found[name]["seconds"] == pytest.approx(count), name
 
 
-@pytest.mark.parametrize(
-    "flags, message",
-    [
-        ("--rounds 0", "--rounds must be >= 1, got 0"),
-        ("--device cuda", "--device cuda: torch sees no GPU"),
-    ],
-)
-def test_a_wrong_flag_is_named_at_once(capsys, monkeypatch, flags, message):
+def test_no_gpu_is_said_at_once(capsys, monkeypatch):
     """A traceback, or an error after minutes."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert exit_status(speed.main, flags.split()) == 2
-    said = capsys.readouterr().err
-    assert message in said and said.count("\n") == 1
+    assert exit_status(speed.main, ["--device", "cuda"]) == 2
+    assert capsys.readouterr().err == "error: --device cuda: torch sees no GPU\n"

@@ -12,9 +12,9 @@
 - min, mean_minus_std: cautious aggregators. One reward model leaves them nothing to do.
 
 On each kind: best-of-n, and PPO at the smallest and the largest KL weight. A remedy that shrinks a reward
-would make the same KL weight bite harder. So for PPO every reward, that of "none" too, is normalised to mean
-0 and std 1 on samples of the SFT policy; "none" on ensembles is thus not quite overopt.py's run.
-`gain_at_equal_kl` is gold minus that of "none", run by run where both are at the same KL.
+would make the same KL weight bite harder. So for PPO every reward, that of "none" too, is normalised on
+samples of the SFT policy; "none" on ensembles is thus not quite overopt.py's run. `gain_at_equal_kl` is gold
+minus that of "none", run by run where both are at the same KL.
 
 Controls: where raters see no chatter, models may pay for chatter copied from the post. That depends on the
 post, so contrast must not cure it. With --list-gap 0 no shared hack is planted.

@@ -32,6 +32,7 @@ from rm import RewardModel
 P, R = world.PROMPT_LENGTH, world.RESPONSE_LENGTH
 MEMBERS, ROWS, BON = 25, 512, 64  # reward models; full rows; posts of best-of-n, and samples of each
 POLICY_STEPS, STEPS = 300, 10  # of training the policy, for samples of natural length; in a call of lm_step
+ROUNDS = 5  # timed runs of each workload
 
 
 def flops(config, start, end, outputs):
@@ -122,14 +123,11 @@ def main(argv=None):
     """The command line."""
     parser = parser_of(__doc__)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="cpu (default) or cuda")
-    parser.add_argument("--rounds", type=int, default=5, help="timed runs of each workload (default 5)")
     given = parser.parse_args(argv)
-    if given.rounds < 1:
-        raise ValueError(f"--rounds must be >= 1, got {given.rounds}")
     if given.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch sees no GPU")
     torch.set_num_threads(1)
-    measure(given.device, given.rounds)
+    measure(given.device, ROUNDS)
 
 
 if __name__ == "__main__":
