@@ -73,11 +73,20 @@ def traits_markdown(records):
     return markdown(["policy", *names], rows)
 
 
-def of_contrast(worlds, quantity):
-    """What contrast changes in texts of PPO on pretrain ensembles: two means, or the difference."""
-    before, after = (numbers(worlds, "PPO at 0.02, pretrain", x, quantity) for x in ("none", "contrast"))
-    means = f"{before.mean():.2f} to {after.mean():.2f}"
-    return means if quantity == "list" else mean_and_interval(after - before)
+def of_contrast(worlds, records):
+    """What contrast changes in texts of PPO on pretrain ensembles: {name: text}."""
+    gold, lists, shared = {}, {}, {}
+    std = [record["gold_std"] for record in records if str(record["seed"]) in worlds]
+    sft_jury, sft_gold = (numbers(worlds, "best of n, pretrain", "none", x, at=0) for x in ("jury", "gold"))
+    for remedy in ("none", "contrast"):
+        found = [numbers(worlds, "PPO at 0.02, pretrain", remedy, x) for x in ("gold", "list", "jury")]
+        gold[remedy], lists[remedy], jury = found
+        shared[remedy] = jury - sft_jury - (gold[remedy] - sft_gold) / std
+    return {
+        "contrast_gold": mean_and_interval(gold["contrast"] - gold["none"]),
+        "contrast_list": " to ".join(f"{x.mean():.2f}" for x in lists.values()),
+        "contrast_shared": " to ".join(f"{x.mean():.2f}" for x in shared.values()),
+    }
 
 
 def world_line(task, records):
@@ -228,7 +237,7 @@ def sections(records):
         "watch": f"\n```\n{shortened((RESULTS / 'watch.txt').read_text('utf-8'))}\n```\n",
         "difficulty": f"\n```\n{(RESULTS / 'difficulty.txt').read_text('utf-8').strip()}\n```\n",
         "remedies": f"\n```\n{len(remedies)} worlds\n{table(remedies, 'none')}\n```\n",
-        **{f"contrast_{x}": of_contrast(remedies, x) for x in ("gold", "list")},
+        **of_contrast(remedies, records["tldr"]),
         "rise": f"\n{rise_markdown(records['tldr'])}\n",
         "claims": f"\n{claims_markdown(tables, records)}\n",
         "measures": f"\n{measures}\n",
