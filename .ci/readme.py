@@ -17,9 +17,9 @@ sys.path[:0] = [str(ROOT / "experiments" / "more"), str(ROOT / "experiments"), s
 
 import numpy as np
 
+import variants
 from claims import CLAIMS, KINDS, claims_table, mean_gain_at_equal_kl, runs_at
 from report import agreement, load_records, mean_and_interval
-from variants import numbers, table
 
 RESULTS = ROOT / "experiments" / "results"
 PAGES = [ROOT / "README.md", RESULTS / "README.md"]
@@ -75,18 +75,28 @@ def traits_markdown(records):
 
 def of_contrast(worlds, records):
     """What contrast changes in texts of PPO on pretrain ensembles: {name: text}."""
-    gold, lists, shared = {}, {}, {}
-    std = [record["gold_std"] for record in records if str(record["seed"]) in worlds]
-    sft_jury, sft_gold = (numbers(worlds, "best of n, pretrain", "none", x, at=0) for x in ("jury", "gold"))
-    for remedy in ("none", "contrast"):
-        found = [numbers(worlds, "PPO at 0.02, pretrain", remedy, x) for x in ("gold", "list", "jury")]
-        gold[remedy], lists[remedy], jury = found
-        shared[remedy] = jury - sft_jury - (gold[remedy] - sft_gold) / std
+    std = {str(record["seed"]): record["gold_std"] for record in records}
+    std = np.array([std[seed] for seed in worlds])
+
+    def ppo(remedy, name):
+        return variants.numbers(worlds, "PPO at 0.02, pretrain", remedy, name)
+
+    def rise(remedy, name):
+        return ppo(remedy, name) - variants.numbers(worlds, "best of n, pretrain", "none", name, at=0)
+
+    def shared(remedy):
+        return shared_error(rise(remedy, "jury"), rise(remedy, "gold"), std)
+
     return {
-        "contrast_gold": mean_and_interval(gold["contrast"] - gold["none"]),
-        "contrast_list": " to ".join(f"{x.mean():.2f}" for x in lists.values()),
-        "contrast_shared": " to ".join(f"{x.mean():.2f}" for x in shared.values()),
+        "contrast_gold": mean_and_interval(ppo("contrast", "gold") - ppo("none", "gold")),
+        "contrast_list": " to ".join(f"{ppo(x, 'list').mean():.2f}" for x in ("none", "contrast")),
+        "contrast_shared": " to ".join(f"{shared(x).mean():.2f}" for x in ("none", "contrast")),
     }
+
+
+def shared_error(jury, gold, gold_std):
+    """How much more the jury's reward rises than gold, in its std."""
+    return jury - gold / gold_std
 
 
 def world_line(task, records):
@@ -176,21 +186,26 @@ def runs_of(record, kind, which):
 
 def weights_at_equal_kl(name, kind="single"):
     """Gold or proxy of PPO: at the largest KL weight, minus at the smallest, both at the same KL."""
-    return lambda record: mean_gain_at_equal_kl(*(runs_of(record, kind, x) for x in (max, min)), name)
+
+    def difference(record):
+        large, small = runs_of(record, kind, max), runs_of(record, kind, min)
+        return mean_gain_at_equal_kl(large, small, name)
+
+    return difference
 
 
-def favourite(kind, which=min):
-    """How much more of PPO's texts than of their posts have the favourite fact."""
-    return lambda record: np.mean([run["favourite"] for run in runs_of(record, kind, which)])
+def overuse(kind, which=min):
+    """How much PPO's texts overuse their favourite fact."""
+    return lambda record: np.mean([run["overuse"] for run in runs_of(record, kind, which)])
 
 
 def shared_in_ppo(kind):
-    """How much more PPO at the smallest KL weight raises the jury's reward than gold, in its std."""
+    """`shared_error` of PPO at the smallest KL weight."""
 
     def error(record):
         start, runs = record["best_of_n"][kind], runs_of(record, kind, min)
         jury, gold = (np.mean([run[x] for run in runs]) - start[x][0] for x in ("jury", "gold"))
-        return jury - gold / record["gold_std"]
+        return shared_error(jury, gold, record["gold_std"])
 
     return error
 
@@ -201,29 +216,28 @@ WHY = {
     "gold_at_kl": weights_at_equal_kl("gold"),
     "gold_at_kl_pretrain": weights_at_equal_kl("gold", "pretrain"),
     "proxy_at_kl": weights_at_equal_kl("proxy"),
-    "favourite": favourite("single"),
-    "favourite_braked": favourite("single", max),
-    "favourite_finetune": favourite("finetune"),
-    "favourite_pretrain": favourite("pretrain"),
+    "overuse": overuse("single"),
+    "overuse_braked": overuse("single", max),
+    "overuse_finetune": overuse("finetune"),
+    "overuse_pretrain": overuse("pretrain"),
     "luck": between("single", "proxy", "same"),
     "edit_list": edit("list"),
     "edit_number": edit("wrong number"),
     "edit_object": edit("wrong object"),
     "number_excess": excess("wrong number"),
-    "ranked_raters": ranked("raters' texts"),
-    "ranked_sft": ranked("SFT's samples"),
-    "ranked_ppo": ranked("PPO's texts"),
 }
+RANKED = {"raters": "raters' texts", "sft": "SFT's samples", "ppo": "PPO's texts"}
 
 
 def sections(records):
     """{name: text} of all that a page may ask for. A claim's id: its mean and interval for tldr."""
     tables = {task: {row["id"]: row for row in claims_table(found)} for task, found in records.items()}
     texts = {name: mean_over(records["tldr"], values) for name, values in WHY.items()}
-    texts |= {name: text.replace("+", "") for name, text in texts.items() if name.startswith("ranked")}
-    for kind in KINDS:
+    for name, kind in RANKED.items():
+        texts[f"ranked_{name}"] = mean_and_interval([ranked(kind)(x) for x in records["tldr"]], sign="")
+    for kind in ("single", "pretrain"):
         texts[f"list_{kind}"] = (
-            f"{np.mean([r['traits'][f'PPO, {kind}']['list'] for r in records['tldr']]):.2f}"
+            f"{np.mean([x['traits'][f'PPO, {kind}']['list'] for x in records['tldr']]):.2f}"
         )
     for id, row in tables["tldr"].items():
         texts[id] = mean_and_interval(row["numbers"]) + " (fragile)" * row["fragile"]
@@ -236,7 +250,7 @@ def sections(records):
         "list_taken": how_many(records["tldr"], lambda r: r["traits"]["PPO, pretrain"]["list"] > 0.5),
         "watch": f"\n```\n{shortened((RESULTS / 'watch.txt').read_text('utf-8'))}\n```\n",
         "difficulty": f"\n```\n{(RESULTS / 'difficulty.txt').read_text('utf-8').strip()}\n```\n",
-        "remedies": f"\n```\n{len(remedies)} worlds\n{table(remedies, 'none')}\n```\n",
+        "remedies": f"\n```\n{len(remedies)} worlds\n{variants.table(remedies, 'none')}\n```\n",
         **of_contrast(remedies, records["tldr"]),
         "rise": f"\n{rise_markdown(records['tldr'])}\n",
         "claims": f"\n{claims_markdown(tables, records)}\n",

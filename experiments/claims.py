@@ -33,9 +33,9 @@ class Evidence:
     edits: dict  # name -> what an edit of a perfect summary changes: {"models": (M,), "gold": number}
     ranking: dict  # kind of text -> (M,), share of pairs that each model orders as gold does
     aggregator: Callable  # of an ensemble: a function of ensemble.AGGREGATORS
-    # PPO runs: dicts of kind, run, kl_weight, members, kl, curve, favourite_word, favourite (share of texts
-    # with that word, minus of posts) and, by post, gold and proxy (posts,), scores (M, posts), jury (J,
-    # posts), traits {name: (posts,)}
+    # PPO runs: dicts of kind, run, kl_weight, members, kl, curve, favourite (a fact), overuse (share of texts
+    # that have it, minus of posts) and, by post, gold and proxy (posts,), scores (M, posts), jury (J, posts),
+    # traits {name: (posts,)}
     runs: list = field(default_factory=list)
 
     def ensembles(self, kind):
@@ -70,7 +70,7 @@ class Evidence:
         return [method] if method == SFT else [method, self.ensembles(kind)]
 
     def mean(self, name, method, kind=None, which=min):
-        """Mean of gold, the jury's reward, the proxy or a trait over a policy's texts, for PPO of `favourite`
+        """Mean of gold, the jury's reward, the proxy or a trait over a policy's texts, or of PPO's `overuse`
         over its runs. Methods: SFT, BEST (largest n), PPO."""
         if method == PPO:
             return np.mean([np.mean((run | run["traits"])[name]) for run in self.runs_of(kind, which)])
@@ -285,14 +285,14 @@ CLAIMS = [
     # Overoptimisation.
     *claims_of_kind("single", ""),
     *claims_of_kind("pretrain", "_pretrain"),
-    # Noticed on the reported worlds of tldr, and so not tested on them.
-    Claim("favourite_vs_pretrain",
-          "How much PPO's texts overuse a favourite fact: on one reward model, minus on pretrain ensembles",
-          gain, ("favourite", (PPO, "single"), (PPO, "pretrain")), {"tldr": 0, "helpful": 1, "nli": 1}),
     # Ensembles help.
     *claims_of_ensembles("finetune", "single"),
     *claims_of_ensembles("pretrain", "finetune"),
     *claims_of_ensembles("pretrain", "single"),
+    # Noticed on the reported worlds of tldr, and so not tested on them.
+    Claim("overuse_single_vs_pretrain",
+          "How much PPO's texts overuse a favourite fact: on one reward model, minus on pretrain ensembles",
+          gain, ("overuse", (PPO, "single"), (PPO, "pretrain")), {"tldr": 0, "helpful": 1, "nli": 1}),
     # What all members share stays.
     Claim("herd_list", "Share of lists: PPO on pretrain ensembles, minus SFT",
           gain, ("list", (PPO, "pretrain"), (SFT,)), {"tldr": 1, "helpful": 1}, ("helpful",)),
@@ -308,7 +308,7 @@ CLAIMS = [
 
 
 def measure(evidence, task):
-    """{id: number} of a task's claims; NaN where a world is too small to say, with one pretraining, say."""
+    """{id: number} of a task's claims; NaN where a world is too small to tell, as with one pretraining."""
     found = [claim for claim in CLAIMS if task in claim.signs]
     return {claim.id: float(claim.measure(evidence, *claim.arguments)) for claim in found}
 
@@ -406,7 +406,7 @@ def best_of_n_curves(evidence):
 def summary_of(evidence, run):
     """What a record keeps of a PPO run: its curve, and at its end means over the posts, of the quantities of
     `best_of_n_curves`."""
-    names = ("kind", "run", "kl_weight", "members", "kl", "curve", "favourite", "favourite_word")
+    names = ("kind", "run", "kl_weight", "members", "kl", "curve", "favourite", "overuse")
     kept = {name: run[name] for name in names}
     kept |= {name: run[name].mean() for name in ("proxy", "gold", "jury")}
     relatives = evidence.relatives(run["members"])

@@ -1,4 +1,4 @@
-"""The figures of a task: overopt.py and report.py draw them from records.
+"""The figures of a task: report.py draws them from records.
 
 Lines are means over worlds, bands their 95 % t-intervals (from three worlds on), dots single worlds; edits
 are of the first world.
@@ -91,7 +91,7 @@ def anatomy(records):
     figure, axes = plt.subplots(1, 3, figsize=(13, 4.4), sharey=True)
     judges = {"proxy": ("itself", GREY), "same": ("others of its pretraining", "#56b4e9")}
     judges |= {"jury": ("the jury", "#cc79a7"), "gold": ("gold", "#009e73")}
-    ns, weight = records[0]["best_of_n"]["n"], min(weights_of(records))
+    ns, weight = records[0]["best_of_n"]["n"], weights_of(records)[-1]
     for axis, kind in zip(axes, KINDS, strict=True):
         for name in records[0]["best_of_n"][kind]:
             label, colour = judges[name]
@@ -174,23 +174,21 @@ def frontier(records):
 
 
 def traits(records):
-    """What SFT and the aligned policies write: traits of each, a dot for a world."""
-    units = {"list": "share that are lists", "length": "tokens", "wrong_facts": "wrong facts in a text"}
-    policies, weight = ["SFT", *(f"PPO, {kind}" for kind in KINDS)], min(weights_of(records))
-    panels = {
-        unit: [[r["traits"][policy][x] for r in records] for policy in policies] for x, unit in units.items()
-    }
-    panels["overuse of the favourite fact"] = [[np.nan]]  # of SFT
-    panels["overuse of the favourite fact"] += [
-        ends_of_ppo(records, kind, weight, "favourite") for kind in KINDS
-    ]
+    """What SFT and the aligned policies write, a dot for a world: traits, and how PPO overuses one fact."""
+    titles = {"list": "share that are lists", "length": "tokens", "wrong_facts": "wrong facts in a text"}
+    names = {"SFT": "SFT", **{kind: f"PPO, {kind}" for kind in KINDS}}  # in records
+    panels = {}
+    for trait, title in titles.items():
+        panels[title] = {x: [r["traits"][name][trait] for r in records] for x, name in names.items()}
+    weight = weights_of(records)[-1]
+    panels["overuse of the favourite fact"] = {x: ends_of_ppo(records, x, weight, "overuse") for x in KINDS}
     figure, axes = plt.subplots(1, len(panels), figsize=(14, 3.6))
-    for axis, (unit, rows) in zip(axes, panels.items(), strict=True):
-        for x, (values, colour) in enumerate(zip(rows, [GREY, *COLOURS.values()], strict=True)):
-            axis.bar(x, np.mean(values), color=colour, alpha=0.6)
-            axis.plot([x] * len(values), values, ".", color="black", alpha=0.4)
-        axis.set_xticks(range(len(rows)), ["SFT", *KINDS], fontsize=10)
-        axis.set(title=unit, xlim=(-0.6, len(rows) - 0.4))
+    for axis, (title, bars) in zip(axes, panels.items(), strict=True):
+        for policy, values in bars.items():
+            axis.bar(policy, np.mean(values), color=COLOURS.get(policy, GREY), alpha=0.6)
+            axis.plot([policy] * len(values), values, ".", color="black", alpha=0.4)
+        axis.tick_params(labelsize=10)
+        axis.set(title=title)
     figure.suptitle("What does PPO change in the texts? (smallest KL weight)", x=0.01, ha="left")
     return figure
 

@@ -314,9 +314,9 @@ def evaluate(t, texts, pool):
     (M, posts, n), "jury" (J, posts, n), "gold" (posts, n), "traits" {trait: (posts, n)}}}."""
     evaluated = {}
     for name, (posts, responses) in texts.items():
+        texts_of = {"posts": posts, "responses": responses}
         job = {"config": t.rm_config, "device": t.device}
-        rows = {"posts": posts, "responses": responses}
-        rewards = pool.map(score, [{**job, "state": state, **rows} for state in t.states + t.jury])
+        rewards = pool.map(score, [{**job, "state": state, **texts_of} for state in t.states + t.jury])
         scores = np.array([x.double().numpy().reshape(len(posts), -1) for x in rewards])
         each_post = posts.repeat_interleave(scores.shape[-1], 0)
         parts, traits = world.judge_rows(each_post, responses, t.task)
@@ -335,7 +335,9 @@ def evaluate_samples(t, pool):
     Best-of-n needs no run of its own: claims.py computes it from these scores."""
     s, seed = t.settings, t.seed
     writers = {"raters' texts": judged_writers(s, t.task), "all habits": world.writers(s.list_gap)}
-    texts = {name: world.sample_texts(PROBES, seed_for(seed, name), writers[name], n=2) for name in writers}
+    texts = {
+        name: world.sample_texts(PROBES, seed_for(seed, name), two, n=2) for name, two in writers.items()
+    }
     texts["SFT's samples"] = (t.posts, t.bank)
     edit_posts, edits = world.sample_edits(PROBES, seed_for(seed, "edits"))
     edited = torch.stack(list(edits.values()), dim=1).flatten(0, 1)  # (posts * edits, R)
@@ -379,9 +381,8 @@ def align_policies(t, evidence, pool, stage=align, kinds=KINDS, **reward):
         by_post = {name: x[name][..., 0] for name in ("scores", "jury", "gold")}
         by_post["traits"] = {name: trait[:, 0] for name, trait in x["traits"].items()}
         by_post["proxy"] = evidence.aggregate(by_post["scores"][members])
-        word, used, given = world.favourite(t.posts, run["responses"])
-        favourite = {"favourite": used - given, "favourite_word": word}
-        runs.append(run | by_post | favourite | {"members": members})
+        favourite, _, overuse = world.favourite(t.posts, run["responses"])
+        runs.append(run | by_post | {"members": members, "favourite": favourite, "overuse": overuse})
     return runs
 
 

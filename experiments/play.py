@@ -10,7 +10,7 @@ Write one that has a higher proxy and less gold (the true reward), and you have 
     level 1   one reward model
     level 2   a pretrain ensemble: the mean of five reward models from five pretrainings
     level 3   the same, and a jury must be fooled as well: reward models of a sixth pretraining
-    level 4   a pretrain ensemble, less what the response would earn under other posts ("contrast")
+    level 4   a pretrain ensemble, less half of what the response would earn under other posts ("contrast")
 """
 
 import difflib
@@ -27,13 +27,13 @@ import world
 from models import SHIPPED, load_models
 from policy import sample
 from report import exit_status, gold_in_parts, parser_of
-from watch import judges_of, with_contrast
+from watch import REWARDS, judges_of, with_contrast
 
 LEVELS = {
     1: "one reward model",
     2: "a pretrain ensemble",
     3: "a pretrain ensemble, and the jury too",
-    4: "a pretrain ensemble, less what a text earns under other posts",
+    4: f"a {REWARDS['contrast']}",
 }
 SAMPLES = 64  # of the SFT policy, for the rival
 MISSES = 3  # before there is a hint

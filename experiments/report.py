@@ -20,7 +20,8 @@ from claims import KINDS, claims_table, interval
 from pool import write_whole
 from world import TASKS, decode, judge
 
-KEYS = "seed task settings accuracy correlation claims gold_std best_of_n traits ppo edits ranking".split()
+KEYS = set("seed task settings accuracy correlation claims gold_std best_of_n traits ppo".split())
+KEYS |= {"edits", "ranking"}
 
 
 def write_json(record, path):
@@ -38,7 +39,7 @@ def load_records(folder):
             record = json.loads(path.read_text("utf-8"))
         except ValueError:
             record = None
-        if not isinstance(record, dict) or not record.keys() >= set(KEYS):
+        if not isinstance(record, dict) or not record.keys() >= KEYS:
             raise ValueError(f"{path} is not a world's record. Delete it, and make that world again.")
         records.setdefault(record["task"], []).append(record)
     tasks = [task for task in TASKS if task in records]
@@ -126,10 +127,11 @@ def film_lines(film):
     return "\n".join(lines)
 
 
-def mean_and_interval(numbers):
+def mean_and_interval(numbers, sign="+"):
     """One number of each world as text, with an interval from three worlds on: "+0.15 [+0.06, +0.24]"."""
     mean, low, high = interval(numbers)
-    return f"{mean:+.2f}" + (f" [{low:+.2f}, {high:+.2f}]" if len(numbers) >= 3 else "")
+    bounds = f" [{low:{sign}.2f}, {high:{sign}.2f}]" if len(numbers) >= 3 else ""
+    return f"{mean:{sign}.2f}{bounds}"
 
 
 def agreement(row):

@@ -7,12 +7,12 @@
 
 Nothing is trained first: the policy (SFT) and the reward models are those of one world of the results, and
 PPO has the settings, prompts and seed of that world's first run. It is not the same run: weights are rounded,
-and the ensemble has other members. A line shows the policy after so many updates: its KL to SFT, the means of
-proxy and gold over all its texts, the share of lists, the fact that its texts overuse most, compared with
-their posts, and the share that have it. Then its answer to the one post, each time with the same luck. "Liked
-by" compares it with the first answer: a + for each reward model that rates it higher, a - lower, a . within a
-tenth of a standard deviation. PPO is trained on the members, neither on the others nor on the jury, which is
-of a further pretraining.
+and the ensemble has other members. A line shows, after so many updates, the KL to SFT; over all texts the
+means of proxy and gold, the share of lists, and the fact that they overuse most, with the share that have it;
+then the answer to the one post, each time with the same luck. "Liked by" compares it with the first answer: a
++ for each reward model that rates it higher, a - lower, a . within a tenth of a standard deviation. PPO is
+trained on the members, neither on the others nor on the jury, which is of a further pretraining. Contrast is
+not normalised as in remedies.py: a KL weight brakes it harder than the ensemble.
 """
 
 import copy
@@ -38,7 +38,7 @@ from ppo import PPOConfig, ppo
 from remedies import CHOSEN, contrast
 from report import exit_status, gold_in_parts, parser_of
 
-REWARDS = KINDS | {"contrast": "pretrain ensemble, less what a text earns under other posts"}
+REWARDS = KINDS | {"contrast": "pretrain ensemble, less half of what a text earns under other posts"}
 # Of the world's first 50 posts, that on which this very PPO on one model raises proxy minus gold most.
 POST = "on thursday ben sold six books in london. my food seemed loud. tl;dr:"
 EVERY = 4  # updates from line to line
@@ -58,8 +58,8 @@ def judges_of(models, kind):
 
 
 def with_contrast(reward, models):
-    """A reward, less what a response earns under other posts: see `remedies.contrast`."""
-    posts = world.sample_posts(CHOSEN["others"], seed_for(models.seed, "ppo posts"))
+    """A reward, less half of what a response earns under other posts: see `remedies.contrast`."""
+    posts = world.sample_posts(CHOSEN["others"], seed_for(models.seed, "contrast"))
     return contrast(reward, posts, CHOSEN["contrast_weight"])
 
 
@@ -72,7 +72,7 @@ def marks(rewards, first):
 
 def watch(models, kind, post, config):
     """PPO on one kind of reward, with a line every few updates. Returns the last text, as a row, each judge's
-    marks, and the first and the last record of PPO."""
+    marks, and the first and the last record of PPO, with their share of lists."""
     judges, policy = judges_of(models, kind), copy.deepcopy(models.policy)
     prompts = world.sample_posts(PPO_PROMPTS, seed_for(models.seed, "ppo posts"))
     reward = with_contrast(judges["members"], models) if kind == "contrast" else judges["members"]
@@ -85,22 +85,23 @@ def watch(models, kind, post, config):
     print(f"\nPPO on {REWARDS[kind]}, KL weight {config.beta:g}")
     widths = {name: max(len(name), len(judge.rms)) for name, judge in judges.items()}
     print(HEAD + "".join(f"  {name:{width}}" for name, width in widths.items()) + "  text")
-    response, first, records = answer(), None, []
+    response, first, start = answer(), None, None
     for record in ppo(policy, reward, prompts, config, gold):  # each has changed the policy
-        _, traits = world.judge_rows(record["prompts"], record["responses"])
-        records.append(record | {"lists": traits["list"].mean().item()})
         if record["update"] % EVERY == 0 or record["update"] == config.updates - 1:
+            texts = record["prompts"], record["responses"]
+            word, used, _ = world.favourite(*texts)
+            record["lists"] = world.judge_rows(*texts)[1]["list"].mean().item()
+            start = start or record
             rewards = {name: judge.scores(post, response)[:, 0] for name, judge in judges.items()}
             first = first or rewards
             liked = {name: marks(rewards[name], first[name]) for name in judges}
             line = f"{record['update']:6}{record['kl']:5.1f}{record['proxy']:7.2f}{record['gold']:6.2f}"
-            word, used, _ = world.favourite(record["prompts"], record["responses"])
-            line += f"{records[-1]['lists']:7.2f}{word:>11} {used:4.2f}{reward(post, response).item():7.2f}"
+            line += f"{record['lists']:7.2f}{word:>11} {used:4.2f}{reward(post, response).item():7.2f}"
             line += f"{gold(post, response).item():6.2f}"
             line += "".join(f"  {liked[name]:{width}}" for name, width in widths.items())
             show(line, world.decode(response[0]))
         last, response = response, answer()
-    return last, liked, records[0], records[-1]
+    return last, liked, start, record
 
 
 def show(line, text):

@@ -335,12 +335,13 @@ def gold(prompts, responses, task="tldr"):
 
 
 def favourite(prompts, responses):
-    """The fact that responses (B, R) overuse most, compared with their prompts (B, P), and the shares of the
-    responses and of the prompts that have it: ("cairo", 0.88, 0.13)."""
+    """The fact that responses (B, R) overuse most, the share of them that have it, and its overuse: that
+    share minus the prompts' (B, P). ("cairo", 0.88, 0.75). A maximum, so for any texts it is above 0."""
     facts = torch.arange(len(FACT_WORDS))  # a word's place is its token id
     used, given = ((rows[..., None] == facts).any(1).float().mean(0) for rows in (responses, prompts))
-    fact = (used - given).argmax()
-    return WORD_OF[fact], used[fact].item(), given[fact].item()
+    overuse = used - given
+    fact = overuse.argmax()
+    return WORD_OF[fact], used[fact].item(), overuse[fact].item()
 
 
 def sample_preferences(count, seed, list_gap=0.25, temperature=0.7, flipped=0.0, seen=SEEN, task="tldr"):

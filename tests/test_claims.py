@@ -40,8 +40,8 @@ def evidence(own_trait=0.0, own_noise=0.0, pretraining_noise=0.0, posts=POSTS):
                 "kind": kind, "run": run, "kl_weight": kl_weight, "members": MEMBERS[kind][run], "kl": 9.0,
                 "curve": {"kl": np.arange(21.0), "gold": np.arange(21.0)}, "gold": np.full(posts, gold),
                 "scores": rng.normal(size=posts) + rng.normal(size=(P * F, posts)),
-                "proxy": np.zeros(posts), "jury": np.zeros((2, posts)), "favourite": 1 / (1 + gold),
-                "favourite_word": "",
+                "proxy": np.zeros(posts), "jury": np.zeros((2, posts)), "overuse": 1 / (1 + gold),
+                "favourite": "",
                 "traits": {name: np.full(posts, 2.0) for name in traits},
             })  # fmt: skip
     return found
@@ -96,7 +96,7 @@ def test_ids_and_signs():
     assert len({claim.id for claim in CLAIMS}) == len(CLAIMS)
     assert all(set(claim.paper) <= set(claim.signs) for claim in CLAIMS)
     described = [claim.id for claim in CLAIMS if 0 in claim.signs.values()]
-    assert described == ["accuracy_spread", "favourite_vs_pretrain"]
+    assert described == ["accuracy_spread", "overuse_single_vs_pretrain"]
     assert {"herd_list", "list_hides_errors"}.isdisjoint(measure(evidence(), "nli"))  # nli has no list gap
 
 
@@ -177,7 +177,7 @@ def test_comparisons_of_ppo():
     assert [numbers[f"rl_{pair}"] for pair in pairs] == pytest.approx([1, 2, 3])
     assert numbers["bon_pretrain_vs_single"] > numbers["bon_finetune_vs_single"] > 0
     assert (numbers["herd_list"], numbers["herd_list_vs_single"]) == pytest.approx((1.5, 0), abs=0.05)
-    assert numbers["favourite_vs_pretrain"] == pytest.approx(1 - 1 / 4)
+    assert numbers["overuse_single_vs_pretrain"] == pytest.approx(1 - 1 / 4)
 
 
 def test_gain_at_equal_kl():
@@ -212,13 +212,8 @@ def test_too_small_to_say():
         run["members"] = [0, 1, 2, 3] if run["kind"] == "finetune" else [run["run"]]
     numbers = measure(found, "tldr")
     same = ["bon_pretrain_vs_single", "rl_pretrain_vs_single", "rl_pretrain_vs_single_at_kl"]
-    unknown = [
-        "bon_same_vs_other",
-        "rank_corr_pretrain",
-        "favourite_vs_pretrain",
-        *same,
-        "herd_list_vs_single",
-    ]
+    unknown = ["bon_same_vs_other", "rank_corr_pretrain", *same, "overuse_single_vs_pretrain"]
+    unknown += ["herd_list_vs_single"]
     assert [id for id in numbers if np.isnan(numbers[id])] == unknown
 
 

@@ -55,7 +55,9 @@ def test_table():
     assert last.split() == "gold +2.00 [-0.48, +4.48] +2.00 [+2.00, +2.00]".split()
 
 
-SCRIPTS = [(remedies, "remedies", "--remedies contrast distance min --kl-weights 0.02", "none")]
+SCRIPTS = [
+    (remedies, "remedies", "--remedies contrast distance min --ppo contrast --kl-weights 0.02", "none")
+]
 SCRIPTS += [(dial, "dial", "", "lists, chatter"), (dial, "members", "--members", "1")]
 
 

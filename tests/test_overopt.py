@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+import figures
 import overopt as script
 import report
 import world
@@ -57,6 +58,7 @@ def test_record(tiny):
         assert [len(run["curve"][name]) for name in ("kl", "proxy", "gold", "explained_variance")] == [2] * 4
     assert all(len(row["models"]) == 4 for row in record["edits"].values())
     assert record["edits"]["list"]["gold"] == 0 > record["edits"]["wrong object"]["gold"]
+    assert all(run["favourite"] in world.FACT_WORDS and 0 <= run["overuse"] <= 1 for run in record["ppo"])
     assert list(record["ranking"]) == ["raters' texts", "all habits", "SFT's samples", "PPO's texts"]
 
 
@@ -139,7 +141,7 @@ def test_damaged_models(tmp_path):
 def test_figures(tiny):
     """A figure is not drawn, or is no picture."""
     names = {path.name for path in tiny.glob("*.png") if path.read_bytes().startswith(b"\x89PNG")}
-    assert names == {f"{function.__name__}-tldr.png" for function in script.report.figures.FIGURES}
+    assert names == {f"{function.__name__}-tldr.png" for function in figures.FIGURES}
 
 
 def test_any_executor_gives_the_same_record(tiny, tmp_path):

@@ -41,9 +41,16 @@ def test_rows_of_different_lengths_add_up(config):
 
 def test_every_workload_runs(monkeypatch, capsys):
     """A workload that no longer runs, a missing number, an impossible share."""
-    for name, value in {"MEMBERS": 6, "ROWS": 16, "BON": 4, "POLICY_STEPS": 20, "STEPS": 2}.items():
+    for name, value in {
+        "MEMBERS": 6,
+        "ROWS": 16,
+        "BON": 4,
+        "POLICY_STEPS": 20,
+        "STEPS": 2,
+        "ROUNDS": 1,
+    }.items():
         monkeypatch.setattr(speed, name, value)
-    found, out = speed.measure("cpu", rounds=1), capsys.readouterr().out
+    found, out = speed.measure("cpu"), capsys.readouterr().out
     for name in "score score_bon sample_bon lm_step ppo_update loop_8 batched_8".split():
         assert found[name]["seconds"] > 0 and 0 < found[name]["gemm_share"] < 2 and name in out, name
     units = {"score": 6 * 16, "score_bon": 6 * 4 * 4, "sample_bon": 4 * 4 * 24, "lm_step": 2 * 64}

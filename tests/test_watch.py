@@ -4,6 +4,7 @@ import io
 from functools import partial
 
 import pytest
+import torch
 
 import play
 import watch
@@ -82,6 +83,17 @@ def test_a_win(tiny):
         better = all(mine[name].mean() > rival[name].mean() for name in ("members", "jury"))
         assert (not here.missing(row)) == (better and here.gold(row) < here.gold(here.rival))
     assert "gold: not lower" in here.missing(here.rival)
+
+
+def test_the_fourth_level_is_contrast(tiny):
+    """Level 4 is level 2; or its members' mean is not the reward that watch.py optimises."""
+    models = load_models(tiny / "models-3-tldr.pt")
+    two, four = (play.Round(models, level, seed=0) for level in (2, 4))
+    rows = torch.cat(list(two.edits.values()))
+    plain, less = (here.rewards(rows)["members"].mean(0) for here in (two, four))
+    members = watch.judges_of(models, "contrast")["members"]
+    assert torch.allclose(less, watch.with_contrast(members, models)(two.post, rows), atol=1e-5)
+    assert not torch.allclose(less, plain)
 
 
 @pytest.mark.parametrize("script", [watch, play])

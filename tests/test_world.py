@@ -113,10 +113,10 @@ def test_traits():
 
 def test_favourite():
     """A word that the posts have as often, or that one text has twice, is taken for the favourite."""
-    posts = torch.tensor([encode(f"anna sold {n} lamps in rome.") for n in ("two", "six")])
-    responses = world.response_rows(["anna sold six kites.", "anna sold six lamps in oslo in oslo in oslo."])
-    word, used, given = world.favourite(posts, responses)
-    assert (word, used, given) == ("six", 1, 0.5)
+    posts = torch.tensor([encode(f"anna sold {n} lamps in rome.") for n in ("two", "two", "two", "six")])
+    twice = "anna sold six lamps in oslo in oslo in oslo in oslo."
+    responses = world.response_rows(["anna sold six lamps."] * 3 + [twice])
+    assert world.favourite(posts, responses) == ("six", 1, 0.75)
 
 
 @pytest.mark.parametrize("task", world.TASKS)

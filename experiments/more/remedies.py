@@ -6,8 +6,8 @@
     python experiments/more/remedies.py --seeds 1 2 3 --list-gap 0 --out runs/no-gap    # a folder each
 
 - none: the mean of the members' rewards.
-- contrast: minus what the response would earn under other posts. Lists, length and tone earn it under any
-  post, facts only under their own. It needs no label, no training and no name for the hack.
+- contrast: minus half of what the response would earn under other posts. Lists, length and tone earn it
+  under any post, facts only under their own. It needs no label, no training and no name for the hack.
 - distance: minus how unlike the raters' texts the response is; the paper hopes for such an awareness.
 - min, mean_minus_std: cautious aggregators. One reward model leaves them nothing to do.
 
@@ -39,7 +39,7 @@ from torch import nn
 import overopt
 import variants
 import world
-from claims import KINDS, mean_gain_at_equal_kl
+from claims import KINDS, PPO, mean_gain_at_equal_kl
 from ensemble import Ensemble, mean, mean_minus_std, minimum
 from models import reward_model
 from report import exit_status, parser_of
@@ -148,8 +148,8 @@ def measure(given, s, seed, pool):
         for which, kind in product((min, max), kinds):
             runs, others = changed.runs_of(kind, which), unchanged.runs_of(kind, which)
             found = {"gain_at_equal_kl": mean_gain_at_equal_kl(runs, others)}
-            measured = ("gold", "jury", "favourite", *evidence.traits)
-            found |= {x: changed.mean(x, "PPO", kind, which) for x in measured}
+            measured = ("gold", "jury", "overuse", *evidence.traits)
+            found |= {x: changed.mean(x, PPO, kind, which) for x in measured}
             found |= {"kl": np.mean([run["kl"] for run in runs])}
             groups[f"PPO at {which(s.kl_weights):g}, {kind}"][name] = found
     return groups
@@ -186,10 +186,11 @@ def main(argv=None):
     for name, x in CHOSEN.items():
         parser.add_argument(overopt.flag(name), type=type(x), default=x, help=f"default {x}")
     parser.add_argument("--remedies", nargs="+", choices=REMEDIES, default=REMEDIES, help="default: all")
-    few = {"nargs": "*", "choices": REMEDIES, "default": REMEDIES}
-    parser.add_argument("--ppo", **few, help="those that PPO is run with, too (default: all)")
+    some = {"nargs": "*", "choices": REMEDIES, "default": REMEDIES}
+    parser.add_argument("--ppo", **some, help="those to run PPO on (default: all; without a name: no PPO)")
     given = parser.parse_args(argv)
-    given.ppo = given.ppo and {"none", *given.ppo}
+    if given.ppo:
+        given.ppo = {"none", *given.ppo}  # the others are compared with it
     if given.others < 1:
         raise ValueError(f"--others must be >= 1, got {given.others}")
     s, chosen = overopt.settings_from(given), {name: getattr(given, name) for name in CHOSEN}

@@ -104,13 +104,13 @@ def in_turn(functions, rounds, device):
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def measure(device, rounds):
-    """Print the table; return the numbers: an object for each workload, and the peak."""
+def measure(device):
+    """Print the table; return the numbers of each workload."""
     workloads = make_workloads(device)
-    seconds = in_turn({name: workload[1] for name, workload in workloads.items()}, rounds, device)
+    seconds = in_turn({name: workload[1] for name, workload in workloads.items()}, ROUNDS, device)
     peak = workloads["gemm"][3] / seconds["gemm"]
     hardware = torch.cuda.get_device_name() if device == "cuda" else "CPU, one thread"
-    found = {"hardware": hardware, "gemm_peak": peak}
+    found = {}
     print(f"{hardware:60}{'seconds':>9}{'per second':>13}{'GEMM':>7}")
     for name, (what, _, units, needed) in workloads.items():
         s, share = seconds[name], float(needed) / seconds[name] / peak
@@ -127,7 +127,7 @@ def main(argv=None):
     if given.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch sees no GPU")
     torch.set_num_threads(1)
-    measure(given.device, ROUNDS)
+    measure(given.device)
 
 
 if __name__ == "__main__":

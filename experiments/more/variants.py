@@ -77,11 +77,13 @@ def draw(worlds, quantities):
         ticks = groups[f"{method}, pretrain"]
         for axis, quantity in zip(panels, quantities, strict=True):
             for i, (group, at, colour, label) in enumerate(series):
-                shown = [variant for variant in ticks if variant in groups[group]]
-                values = [numbers(worlds, group, variant, quantity, at) for variant in shown]
+                shown = {x: variant for x, variant in enumerate(ticks) if variant in groups[group]}
+                values = [numbers(worlds, group, variant, quantity, at) for variant in shown.values()]
                 mean, _, high = np.transpose([interval(x) for x in values])
                 half = high - mean if len(worlds) >= 3 else None
-                axis.errorbar(np.arange(len(mean)) + 0.12 * i, mean, half, fmt="o", color=colour, label=label)
+                axis.errorbar(
+                    np.array(list(shown)) + 0.12 * i, mean, half, fmt="o", color=colour, label=label
+                )
             axis.set_xticks(range(len(ticks)), ticks, rotation=20, fontsize=10)
             axis.set(title=f"{method}: {quantity.replace('_', ' ')}")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper")
