@@ -94,6 +94,15 @@ def of_contrast(worlds, records):
     }
 
 
+def blocks(worlds, *groups):
+    """The table of remedies.py, as it is printed, of groups whose names end so (all, if none is given)."""
+    worlds = {
+        seed: {name: group for name, group in found.items() if not groups or name.endswith(groups)}
+        for seed, found in worlds.items()
+    }
+    return f"\n```\n{len(worlds)} worlds\n{variants.table(worlds, 'none')}\n```\n"
+
+
 def shared_error(jury, gold, gold_std):
     """How much more the jury's reward rises than gold, in its std."""
     return jury - gold / gold_std
@@ -241,7 +250,10 @@ def sections(records):
         )
     for id, row in tables["tldr"].items():
         texts[id] = mean_and_interval(row["numbers"]) + " (fragile)" * row["fragile"]
-    remedies = json.loads((RESULTS / "remedies-tldr.json").read_text("utf-8"))["worlds"]
+    remedies, unseen_chatter = (
+        json.loads((RESULTS / f"remedies-{name}.json").read_text("utf-8"))["worlds"]
+        for name in ("tldr", "unseen-chatter-tldr")
+    )
     results = [f"## {t}\n\n{full_markdown(tables[t])}\n\n{traits_markdown(records[t])}" for t in records]
     measures = "\n".join(f"- `{claim.id}`: {claim.statement}" for claim in CLAIMS)
     return texts | {
@@ -250,7 +262,8 @@ def sections(records):
         "list_taken": how_many(records["tldr"], lambda r: r["traits"]["PPO, pretrain"]["list"] > 0.5),
         "watch": f"\n```\n{shortened((RESULTS / 'watch.txt').read_text('utf-8'))}\n```\n",
         "difficulty": f"\n```\n{(RESULTS / 'difficulty.txt').read_text('utf-8').strip()}\n```\n",
-        "remedies": f"\n```\n{len(remedies)} worlds\n{variants.table(remedies, 'none')}\n```\n",
+        "remedies": blocks(remedies),
+        "unseen_chatter": blocks(unseen_chatter, "pretrain", "PPO at 0.02, finetune"),
         **of_contrast(remedies, records["tldr"]),
         "rise": f"\n{rise_markdown(records['tldr'])}\n",
         "claims": f"\n{claims_markdown(tables, records)}\n",

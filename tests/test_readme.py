@@ -16,7 +16,7 @@ EXPERIMENTS = ["experiments/README.md", "experiments/results/README.md", "experi
 PAGES = ["README.md", *EXPERIMENTS]
 OTHER_FLAGS = set("--bank --difficulty --index-url --limit --models --nthreads --nworkers --of".split())
 OTHER_FLAGS |= set(
-    "--memory --network --only --ppo --pids-limit --prefix --reward --rm --seed --words".split()
+    "--memory --network --only --ppo --pids-limit --prefix --remedies --reward --rm --seed --words".split()
 )
 LINK = re.compile(r"\[([^\]]+)\]\(([^)#]+)\)")
 
