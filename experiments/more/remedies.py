@@ -56,7 +56,7 @@ def none(reward):
 
 def contrast(reward, posts, weight):
     """r(x, y) - weight * mean over k of r(x_k, y), for other posts x_k, `posts` (K, P): what a response earns
-    under any post is taken off. `reward` reads n responses to each prompt, as an Ensemble does."""
+    under any post is taken off, in part. `reward` reads n responses to each prompt, as an Ensemble does."""
 
     def contrasted(prompts, responses):
         elsewhere = reward(posts, responses.repeat(len(posts), 1)).unflatten(-1, (len(posts), -1))
