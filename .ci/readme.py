@@ -19,6 +19,7 @@ import numpy as np
 
 import variants
 from claims import CLAIMS, KINDS, claims_table, mean_gain_at_equal_kl, runs_at
+from figures import in_std
 from report import agreement, load_records, mean_and_interval
 
 RESULTS = ROOT / "experiments" / "results"
@@ -87,10 +88,15 @@ def of_contrast(worlds, records):
     def shared(remedy):
         return shared_error(rise(remedy, "jury"), rise(remedy, "gold"), std)
 
+    def instead(change):
+        return f"{change('contrast').mean():.2f} instead of {change('none').mean():.2f}"
+
     return {
         "contrast_gold": mean_and_interval(ppo("contrast", "gold") - ppo("none", "gold")),
-        "contrast_list": " to ".join(f"{ppo(x, 'list').mean():.2f}" for x in ("none", "contrast")),
-        "contrast_shared": " to ".join(f"{shared(x).mean():.2f}" for x in ("none", "contrast")),
+        "contrast_list": instead(lambda remedy: ppo(remedy, "list")),
+        "contrast_shared": instead(shared),
+        "rise_own": f"{ppo('none', 'rise').mean():+.2f}",
+        "rise_elsewhere": mean_and_interval(ppo("none", "rise_elsewhere")),
     }
 
 
@@ -157,35 +163,41 @@ def ranked(kind):
     return lambda record: np.mean(np.array(record["ranking"][kind], float))
 
 
-def between(kind, higher, lower=None):
-    """What the best of n gains by one reward, or how much more than by another; gold in its std."""
+def rise_of_best(kind, name):
+    """How much more than SFT the best of n earns, by the proxy, the jury or gold; gold in its std."""
 
-    def gain(record, whose):
-        curve = np.array(record["best_of_n"][kind][whose])
-        return (curve[-1] - curve[0]) / (record["gold_std"] if whose == "gold" else 1)
+    def rise(record):
+        curve = record["best_of_n"][kind][name]
+        return in_std(record, curve[-1]) if name == "gold" else curve[-1] - curve[0]
 
-    return lambda record: gain(record, higher) - (gain(record, lower) if lower else 0)
+    return rise
 
 
-def gain_of_pretrainings(*judges):
-    """`between` by pretrain ensembles, minus by finetune ensembles."""
-    return lambda record: between("pretrain", *judges)(record) - between("finetune", *judges)(record)
+def rise_of_ppo(kind, name):
+    """The same of PPO at the smallest KL weight."""
+
+    def rise(record):
+        end = np.mean([run[name] for run in runs_of(record, kind, min)])
+        return in_std(record, end) if name == "gold" else end - record["best_of_n"][kind][name][0]
+
+    return rise
+
+
+def minus(first, second):
+    """first(record) - second(record)."""
+    return lambda record: first(record) - second(record)
 
 
 def rise_markdown(records):
-    """What the rise of the proxy from SFT to the best of n consists of."""
+    """What the rise of the proxy from SFT consists of."""
     rows = []
-    for part, judges in RISE.items():
-        columns = [*(between(kind, *judges) for kind in KINDS), gain_of_pretrainings(*judges)]
-        rows.append([part, *(mean_over(records, values) for values in columns)])
-    return markdown(["the proxy's rise", *KINDS.values(), "pretrain minus finetune"], rows)
-
-
-RISE = {
-    "an error of its own: proxy, minus jury": ("proxy", "jury"),
-    "one that the jury shares: jury, minus gold": ("jury", "gold"),
-    "truth: gold": ("gold",),
-}
+    for method, rise in {"best of 64": rise_of_best, "PPO": rise_of_ppo}.items():
+        for kind, name in KINDS.items():
+            proxy, jury, gold = (rise(kind, whose) for whose in ("proxy", "jury", "gold"))
+            parts = (minus(proxy, jury), minus(jury, gold), gold)
+            rows.append([f"{method}, {name}", *(mean_over(records, part) for part in parts)])
+    header = ["", "error of its own (proxy - jury)", "that the jury shares (jury - gold)", "truth (gold)"]
+    return markdown(header, rows)
 
 
 def runs_of(record, kind, which):
@@ -208,20 +220,7 @@ def overuse(kind, which=min):
     return lambda record: np.mean([run["overuse"] for run in runs_of(record, kind, which)])
 
 
-def shared_in_ppo(kind):
-    """`shared_error` of PPO at the smallest KL weight."""
-
-    def error(record):
-        start, runs = record["best_of_n"][kind], runs_of(record, kind, min)
-        jury, gold = (np.mean([run[x] for run in runs]) - start[x][0] for x in ("jury", "gold"))
-        return shared_error(jury, gold, record["gold_std"])
-
-    return error
-
-
 WHY = {
-    "rl_shared": shared_in_ppo("single"),
-    "rl_shared_pretrain": shared_in_ppo("pretrain"),
     "gold_at_kl": weights_at_equal_kl("gold"),
     "gold_at_kl_pretrain": weights_at_equal_kl("gold", "pretrain"),
     "proxy_at_kl": weights_at_equal_kl("proxy"),
@@ -229,7 +228,7 @@ WHY = {
     "overuse_braked": overuse("single", max),
     "overuse_finetune": overuse("finetune"),
     "overuse_pretrain": overuse("pretrain"),
-    "luck": between("single", "proxy", "same"),
+    "luck": minus(rise_of_best("single", "proxy"), rise_of_best("single", "same")),
     "edit_list": edit("list"),
     "edit_number": edit("wrong number"),
     "edit_object": edit("wrong object"),

@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -55,9 +56,23 @@ def test_table():
     assert last.split() == "gold +2.00 [-0.48, +4.48] +2.00 [+2.00, +2.00]".split()
 
 
-SCRIPTS = [
-    (remedies, "remedies", "--remedies contrast distance min --ppo contrast --kl-weights 0.02", "none")
-]
+def test_rises():
+    """A response that answers its post, or pays under any; a difference from the wrong samples, or posts."""
+    posts = torch.tensor([[1], [2], [3]])
+    bank = torch.tensor([[1], [0], [0], [0], [0], [0]])  # two samples of each post
+
+    def scores(function, jobs):  # a model pays 1 for a first word that is the post's, and 2 for a 7
+        rows = [(job["posts"], job["responses"], *job["states"]) for job in jobs]
+        return [factor * ((x == y) + 2.0 * (y == 7)).squeeze(1) for x, y, factor in rows]
+
+    settings, pool = SimpleNamespace(n=2), SimpleNamespace(map=scores)
+    t = SimpleNamespace(settings=settings, posts=posts, bank=bank, rm_config=None, states=[1, 10])
+    answers, sevens = ({"members": [m], "responses": x} for m, x in enumerate((posts, posts * 0 + 7)))
+    assert remedies.rises(t, [answers], pool) == {"rise": pytest.approx(2 / 3), "rise_elsewhere": 0}
+    assert remedies.rises(t, [sevens], pool) == {"rise": pytest.approx(20 - 10 / 3), "rise_elsewhere": 20}
+
+
+SCRIPTS = [(remedies, "remedies", "--remedies distance min --ppo contrast --kl-weights 0.02", "none")]
 SCRIPTS += [(dial, "dial", "", "lists, chatter"), (dial, "members", "--members", "1")]
 
 
@@ -76,6 +91,8 @@ def test_a_tiny_world(tiny, tmp_path, monkeypatch, script, name, flags, variant)
     gold = found["worlds"]["3"]["best of n, pretrain"][variant]["gold"]
     same = 1 if name == "members" else 4  # of other models only the samples, n = 1, are the same
     assert gold[:same] == pytest.approx(world["best_of_n"]["pretrain"]["gold"][:same], abs=1e-4)
+    ppo = {variant for group, x in found["worlds"]["3"].items() if group.startswith("PPO") for variant in x}
+    assert ppo == ({"none", "contrast"} if script is remedies else set())
     made = {path.name for path in out.glob("cache/*")} - {path.name for path in tiny.glob("cache/*")}
     assert script is dial or not any(path.startswith(("pretrain", "train", "draw")) for path in made)
 

@@ -133,7 +133,7 @@ def measure(given, s, seed, pool):
     """{group: {remedy: {quantity: number}}} of best-of-n and of PPO."""
     t = overopt.train_models(s, seed, given.task, "cpu", pool)
     evidence, groups, unchanged = overopt.evaluate_samples(t, pool), defaultdict(dict), None
-    for name in [name for name in REMEDIES if name in ("none", *given.remedies)]:
+    for name in [name for name in REMEDIES if name in given.remedies]:
         pool.say(f"Remedy: {name}")
         options = options_of(name, t, given)
         kinds = [kind for kind in KINDS if kind != "single" or REMEDIES[name][1] is mean]
@@ -148,11 +148,26 @@ def measure(given, s, seed, pool):
         for which, kind in product((min, max), kinds):
             runs, others = changed.runs_of(kind, which), unchanged.runs_of(kind, which)
             found = {"gain_at_equal_kl": mean_gain_at_equal_kl(runs, others)}
+            found |= rises(t, runs, pool)
             measured = ("gold", "jury", "overuse", *evidence.traits)
             found |= {x: changed.mean(x, PPO, kind, which) for x in measured}
             found |= {"kl": np.mean([run["kl"] for run in runs])}
             groups[f"PPO at {which(s.kl_weights):g}, {kind}"][name] = found
     return groups
+
+
+def rises(t, runs, pool):
+    """How much more PPO's texts earn by the members' mean than SFT's samples: on their own posts, and if all
+    answered another post each, the part of the reward that does not depend on the post."""
+    found, samples = {}, t.bank[:: t.settings.n]  # the first of each post
+    for name, posts in {"rise": t.posts, "rise_elsewhere": t.posts.roll(1, 0)}.items():
+        job, jobs = {"name": "none", "options": {}, "rm_config": t.rm_config, "posts": posts}, []
+        for run in runs:
+            job["states"] = [t.states[member] for member in run["members"]]
+            jobs += [{**job, "responses": responses} for responses in (run["responses"], samples)]
+        rewards = torch.stack(pool.map(score_remedied, jobs)).unflatten(0, (-1, 2))
+        found[name] = (rewards[:, 0] - rewards[:, 1]).mean().item()
+    return found
 
 
 def options_of(name, t, given):
@@ -186,11 +201,13 @@ def main(argv=None):
     for name, x in CHOSEN.items():
         parser.add_argument(overopt.flag(name), type=type(x), default=x, help=f"default {x}")
     parser.add_argument("--remedies", nargs="+", choices=REMEDIES, default=REMEDIES, help="default: all")
-    some = {"nargs": "*", "choices": REMEDIES, "default": REMEDIES}
-    parser.add_argument("--ppo", **some, help="those to run PPO on (default: all; without a name: no PPO)")
+    about = "those to run PPO on, too (default: all of --remedies; without a name: no PPO)"
+    parser.add_argument("--ppo", nargs="*", choices=REMEDIES, help=about)
     given = parser.parse_args(argv)
+    given.ppo = given.remedies if given.ppo is None else given.ppo
     if given.ppo:
         given.ppo = {"none", *given.ppo}  # the others are compared with it
+    given.remedies = {"none", *given.remedies, *given.ppo}
     if given.others < 1:
         raise ValueError(f"--others must be >= 1, got {given.others}")
     s, chosen = overopt.settings_from(given), {name: getattr(given, name) for name in CHOSEN}

@@ -1,13 +1,10 @@
-"""How fast the core is, and how near to what the machine can do.
+"""How fast the core is.
 
     python experiments/more/speed.py                         # a table; two minutes on a laptop
     python experiments/more/speed.py --device cuda
 
 On a CPU one thread computes, since that is how experiments/overopt.py computes: in processes of one thread
 each. The workloads run in turn, round after round, after a warm-up round; the table shows medians.
-
-The column GEMM is the share of the peak, one large float32 product: operations per second, counting every
-real token once, as far as it is needed. PAD, or a prompt read again, takes time and counts for nothing.
 """
 
 import statistics
@@ -35,17 +32,9 @@ POLICY_STEPS, STEPS = 300, 10  # of training the policy, for samples of natural 
 ROUNDS = 5  # timed runs of each workload
 
 
-def flops(config, start, end, outputs):
-    """Floating-point operations to read the tokens start to end - 1 of a text whose first `start` were read
-    before, and to compute so many outputs of the head. In a layer each token meets 12 D^2 weights, and 2 D
-    numbers of each token so far: two operations each. Arguments are numbers, or (B,) tensors for B texts."""
-    D, tokens_met = config.width, (end * (end + 1) - start * (start + 1)) / 2
-    return config.layers * (24 * D**2 * (end - start) + 4 * D * tokens_met) + 2 * D * outputs
-
-
 def make_workloads(device):
-    """{name: (what it does, function, units and FLOPs of a call)}; units are what per_second counts."""
-    config, V = Config(world.VOCAB_SIZE, P + R), world.VOCAB_SIZE - 1
+    """{name: (what it does, function, units of a call)}; units are what per_second counts."""
+    config = Config(world.VOCAB_SIZE, P + R)
     policy, *models = (LanguageModel(config, seed).to(device) for seed in range(MEMBERS + 1))
     ensemble = Ensemble([RewardModel(model.trunk, 0).requires_grad_(False) for model in models])
     texts = torch.cat(world.sample_texts(4000, 0, world.writers(0.15)), dim=1).to(device)
@@ -58,36 +47,23 @@ def make_workloads(device):
     c = PPOConfig(updates=10**9, lr=0.0, value_lr=0.0)  # a learning rate of 0: every call is like the first
     updates = ppo(policy, Ensemble(ensemble.rms[:5]), posts, c, desc=None)
 
-    # What is needed. A text's last token is predicted, not read; a backward pass is two forward passes.
-    count, size = partial(flops, config), 8192 if device == "cuda" else 2048
-    L, T = (drawn != config.pad).sum(1).double(), (batch != config.pad).sum(1).double() - 1
-    prompt, response = count(0, P, V), count(P, P + L - 1, V * (L - 1))
-    reward = count(0, P + R, 1)  # of a full row
-    bon_rewards = BON * count(0, P, 0) + count(P, P + L, 1).sum()
-    # PPO: the reference's log-probs, then the policy's and the critic's values, and these with gradients.
-    log_probs, values = count(0, P + L - 1, V * L), count(0, P + L - 1, L)
-    update = prompt + response + 5 * count(0, P + L, 1) + log_probs
-    update += (1 + 3 * c.epochs) * (log_probs + values)
-    a, b = torch.randn(2, size, size, device=device)
     workloads = {
-        "gemm": (f"a product of {size} x {size} matrices", partial(torch.matmul, a, b), 1, 2 * size**3),
         "score": (f"{MEMBERS} reward models x {ROWS} full rows of {P + R} tokens",
-            partial(ensemble.scores, posts, full), MEMBERS * ROWS, MEMBERS * ROWS * reward),
+            partial(ensemble.scores, posts, full), MEMBERS * ROWS),
         "score_bon": (f"{MEMBERS} reward models x {BON} posts x {BON} samples",
-            partial(ensemble.scores, posts[:BON], drawn), MEMBERS * BON**2, MEMBERS * bon_rewards),
+            partial(ensemble.scores, posts[:BON], drawn), MEMBERS * BON**2),
         "sample_bon": (f"{BON} posts x {BON} samples of up to {R} tokens",  # 8 posts at once, as overopt.py
             lambda: [sample(policy, chunk, R, generator, n=BON) for chunk in posts[:BON].split(8)],
-            BON**2 * R, BON * prompt + response.sum()),
-        "lm_step": (f"{STEPS} training steps, 64 texts each", lm_step,
-            STEPS * 64, STEPS * 3 * count(0, T, V * T).sum()),
+            BON**2 * R),
+        "lm_step": (f"{STEPS} training steps, 64 texts each", lm_step, STEPS * 64),
         "ppo_update": (f"{c.batch_size} posts, rewarded by 5 reward models", partial(next, updates),
-            c.batch_size, c.batch_size * update.mean()),
+            c.batch_size),
     }  # fmt: skip
     # The members one after another, and all in one forward pass.
     forwards = {"loop": lambda *rows: [rm(*rows) for rm in ensemble.rms], "batched": ensemble.batched}
     for n, (name, forward) in product((1, 8, 64, 512), forwards.items()):
         what, call = f"{MEMBERS} reward models x {n} full rows", partial(forward, posts[:n], full[:n])
-        workloads[f"{name}_{n}"] = (what, call, MEMBERS * n, MEMBERS * n * reward)
+        workloads[f"{name}_{n}"] = (what, call, MEMBERS * n)
     return workloads
 
 
@@ -108,14 +84,11 @@ def measure(device):
     """Print the table; return the numbers of each workload."""
     workloads = make_workloads(device)
     seconds = in_turn({name: workload[1] for name, workload in workloads.items()}, ROUNDS, device)
-    peak = workloads["gemm"][3] / seconds["gemm"]
-    hardware = torch.cuda.get_device_name() if device == "cuda" else "CPU, one thread"
-    found = {}
-    print(f"{hardware:60}{'seconds':>9}{'per second':>13}{'GEMM':>7}")
-    for name, (what, _, units, needed) in workloads.items():
-        s, share = seconds[name], float(needed) / seconds[name] / peak
-        found[name] = {"seconds": s, "per_second": units / s, "gemm_share": share}
-        print(f"{name:13}{what:47}{s:9.3f}{units / s:13,.0f}{share:7.2f}")
+    hardware, found = torch.cuda.get_device_name() if device == "cuda" else "CPU, one thread", {}
+    print(f"{hardware:60}{'seconds':>9}{'per second':>13}")
+    for name, (what, _, units) in workloads.items():
+        found[name] = {"seconds": seconds[name], "per_second": units / seconds[name]}
+        print(f"{name:13}{what:47}{seconds[name]:9.3f}{found[name]['per_second']:13,.0f}")
     return found
 
 
