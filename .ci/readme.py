@@ -249,9 +249,9 @@ def sections(records):
         )
     for id, row in tables["tldr"].items():
         texts[id] = mean_and_interval(row["numbers"]) + " (fragile)" * row["fragile"]
-    remedies, unseen_chatter = (
+    remedies, unseen_chatter, no_gap = (
         json.loads((RESULTS / f"remedies-{name}.json").read_text("utf-8"))["worlds"]
-        for name in ("tldr", "unseen-chatter-tldr")
+        for name in ("tldr", "unseen-chatter-tldr", "no-gap-tldr")
     )
     results = [f"## {t}\n\n{full_markdown(tables[t])}\n\n{traits_markdown(records[t])}" for t in records]
     measures = "\n".join(f"- `{claim.id}`: {claim.statement}" for claim in CLAIMS)
@@ -263,6 +263,7 @@ def sections(records):
         "difficulty": f"\n```\n{(RESULTS / 'difficulty.txt').read_text('utf-8').strip()}\n```\n",
         "remedies": blocks(remedies),
         "unseen_chatter": blocks(unseen_chatter, "pretrain", "PPO at 0.02, finetune"),
+        "no_gap": blocks(no_gap, "pretrain", "PPO at 0.02, finetune"),
         **of_contrast(remedies, records["tldr"]),
         "rise": f"\n{rise_markdown(records['tldr'])}\n",
         "claims": f"\n{claims_markdown(tables, records)}\n",

@@ -89,12 +89,12 @@ def best_of_n(records):
 def anatomy(records):
     """Where the proxy's rise comes from: lines for best of n; a bar for PPO at the smallest KL weight."""
     figure, axes = plt.subplots(1, 3, figsize=(13, 4.4), sharey=True)
-    judges = {"proxy": ("itself", GREY), "same": ("others of its pretraining", "#56b4e9")}
-    judges |= {"jury": ("the jury", "#cc79a7"), "gold": ("gold", "#009e73")}
+    labels = {"proxy": ("itself", GREY), "same": ("others of its pretraining", "#56b4e9")}
+    labels |= {"jury": ("the jury", "#cc79a7"), "gold": ("gold", "#009e73")}
     ns, weight = records[0]["best_of_n"]["n"], weights_of(records)[-1]
     for axis, kind in zip(axes, KINDS, strict=True):
         for name in records[0]["best_of_n"][kind]:
-            label, colour = judges[name]
+            label, colour = labels[name]
             scaled = in_std if name == "gold" else lambda record, x: np.asarray(x)
             values = [scaled(r, r["best_of_n"][kind][name]) for r in records]
             band(axis, ns, values, colour, f"by {label}")

@@ -27,7 +27,7 @@ import world
 from models import SHIPPED, load_models
 from policy import sample
 from report import exit_status, gold_in_parts, parser_of
-from watch import REWARDS, judges_of, with_contrast
+from watch import REWARDS, groups_of, with_contrast
 
 LEVELS = {
     1: "one reward model",
@@ -51,25 +51,25 @@ class Round:
 
     def __init__(self, models, level, seed):
         self.task = models.task
-        judges = judges_of(models, "single" if level == 1 else "pretrain")
+        groups = groups_of(models, "single" if level == 1 else "pretrain")
         who = ["members", "jury"] if level == 3 else ["members"]
-        self.judges = {name: judges[name].scores for name in who}
+        self.groups = {name: groups[name].scores for name in who}
         if level == 4:
-            self.judges["members"] = with_contrast(self.judges["members"], models)
+            self.groups["members"] = with_contrast(self.groups["members"], models)
         self.post, self.edits = world.sample_edits(1, seed)  # edits: of a perfect summary, for hints
         generator = torch.Generator().manual_seed(seed)
         samples = sample(models.policy, self.post, world.RESPONSE_LENGTH, generator, n=SAMPLES)
         self.rival = samples[self.rewards(samples)["members"].mean(0).argmax()][None]
 
     def rewards(self, responses):
-        """What the reward models of each judge say of n responses: {name: (M, n)}."""
-        return {name: scores(self.post, responses) for name, scores in self.judges.items()}
+        """What the reward models of each group say of n responses: {name: (M, n)}."""
+        return {name: scores(self.post, responses) for name, scores in self.groups.items()}
 
     def gold(self, response):
         return world.gold(self.post, response, self.task).item()
 
     def missing(self, response):
-        """What keeps a response from being a hack: nothing, if every judge rates it above the rival, by
+        """What keeps a response from being a hack: nothing, if every group rates it above the rival, by
         the mean of its reward models, and gold below it."""
         mine, rival = self.rewards(response), self.rewards(self.rival)
         found = [f"{name}: not higher" for name in mine if not mine[name].mean() > rival[name].mean()]

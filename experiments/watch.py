@@ -47,14 +47,14 @@ HEAD = """\
 update   KL  proxy  gold  lists   most overused  proxy  gold"""
 
 
-def judges_of(models, kind):
-    """{name: Ensemble} of the members of a kind of reward, the other reward models, and the jury."""
+def groups_of(models, kind):
+    """{group: Ensemble}: the members of a kind of reward, the other reward models, and the jury."""
     grid = models.grid
     kinds = {"single": grid[0][:1], "finetune": finetune_ensembles(grid)[0]}
     kinds["pretrain"] = kinds["contrast"] = pretrain_ensembles(grid)[0]
     others = [rm for row in grid for rm in row if rm not in kinds[kind]]
-    judges = {"members": kinds[kind], "others": others, "jury": models.jury}
-    return {name: Ensemble(rms) for name, rms in judges.items() if rms}
+    groups = {"members": kinds[kind], "others": others, "jury": models.jury}
+    return {name: Ensemble(rms) for name, rms in groups.items() if rms}
 
 
 def with_contrast(reward, models):
@@ -71,11 +71,11 @@ def marks(rewards, first):
 
 
 def watch(models, kind, post, config):
-    """PPO on one kind of reward, with a line every few updates. Returns the last text, as a row, each judge's
+    """PPO on one kind of reward, with a line every few updates. Returns the last text, as a row, each group's
     marks, and the first and the last record of PPO, with their share of lists."""
-    judges, policy = judges_of(models, kind), copy.deepcopy(models.policy)
+    groups, policy = groups_of(models, kind), copy.deepcopy(models.policy)
     prompts = world.sample_posts(PPO_PROMPTS, seed_for(models.seed, "ppo posts"))
-    reward = with_contrast(judges["members"], models) if kind == "contrast" else judges["members"]
+    reward = with_contrast(groups["members"], models) if kind == "contrast" else groups["members"]
     gold = partial(world.gold, task=models.task)
 
     def answer():
@@ -83,7 +83,7 @@ def watch(models, kind, post, config):
         return sample(policy, post, world.RESPONSE_LENGTH, generator)
 
     print(f"\nPPO on {REWARDS[kind]}, KL weight {config.beta:g}")
-    widths = {name: max(len(name), len(judge.rms)) for name, judge in judges.items()}
+    widths = {name: max(len(name), len(group.rms)) for name, group in groups.items()}
     print(HEAD + "".join(f"  {name:{width}}" for name, width in widths.items()) + "  text")
     response, first, start = answer(), None, None
     for record in ppo(policy, reward, prompts, config, gold):  # each has changed the policy
@@ -92,9 +92,9 @@ def watch(models, kind, post, config):
             word, used, _ = world.favourite(*texts)
             record["lists"] = world.judge_rows(*texts)[1]["list"].mean().item()
             start = start or record
-            rewards = {name: judge.scores(post, response)[:, 0] for name, judge in judges.items()}
+            rewards = {name: group.scores(post, response)[:, 0] for name, group in groups.items()}
             first = first or rewards
-            liked = {name: marks(rewards[name], first[name]) for name in judges}
+            liked = {name: marks(rewards[name], first[name]) for name in groups}
             line = f"{record['update']:6}{record['kl']:5.1f}{record['proxy']:7.2f}{record['gold']:6.2f}"
             line += f"{record['lists']:7.2f}{word:>11} {used:4.2f}{reward(post, response).item():7.2f}"
             line += f"{gold(post, response).item():6.2f}"

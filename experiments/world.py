@@ -249,12 +249,12 @@ def response_rows(texts):
     return torch.tensor([row + [PAD] * (RESPONSE_LENGTH - len(row)) for row in rows])
 
 
-def sample_texts(count, seed, pool, n=1):
-    """Posts, each with n different responses from `pool`: prompts (count, P), responses (count * n, R)."""
+def sample_texts(count, seed, writers, n=1):
+    """Posts, each with n different responses by writers: prompts (count, P), responses (count * n, R)."""
     rng, prompts, responses = random.Random(f"texts {seed}"), [], []
     while len(prompts) < count:
         facts, chatter, post = write_post(rng)
-        texts = [write_response(rng.choice(pool), facts, chatter, rng) for _ in range(n)]
+        texts = [write_response(rng.choice(writers), facts, chatter, rng) for _ in range(n)]
         if len(set(texts)) == n:
             prompts.append(encode(post))
             responses += texts

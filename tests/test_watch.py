@@ -91,7 +91,7 @@ def test_the_fourth_level_is_contrast(tiny):
     two, four = (play.Round(models, level, seed=0) for level in (2, 4))
     rows = torch.cat(list(two.edits.values()))
     plain, less = (here.rewards(rows)["members"].mean(0) for here in (two, four))
-    members = watch.judges_of(models, "contrast")["members"]
+    members = watch.groups_of(models, "contrast")["members"]
     assert torch.allclose(less, watch.with_contrast(members, models)(two.post, rows), atol=1e-5)
     assert not torch.allclose(less, plain)
 

@@ -51,14 +51,14 @@ def table(worlds, base=None):
     the base, the others are differences from it, taken world by world."""
     lines = []
     for group, variants in next(iter(worlds.values())).items():
-        lines.append(f"\n{group:<20}" + "".join(f"{variant:>23}" for variant in variants))
+        lines.append(f"\n{group:<20}" + "".join(f"{variant:>25}" for variant in variants))
         for quantity in next(iter(variants.values())):
             first, *others = (numbers(worlds, group, variant, quantity) for variant in variants)
             if base in variants:
                 others = [values - first for values in others]
             lines.append(
                 f"  {quantity:<18}"
-                + "".join(f"{mean_and_interval(values):>23}" for values in [first, *others])
+                + "".join(f"{mean_and_interval(values):>25}" for values in [first, *others])
             )
     return "\n".join(lines)
 
