@@ -95,6 +95,10 @@ def of_contrast(worlds, records):
         "contrast_gold": mean_and_interval(ppo("contrast", "gold") - ppo("none", "gold")),
         "contrast_list": instead(lambda remedy: ppo(remedy, "list")),
         "contrast_shared": instead(shared),
+        "contrast_level": " and ".join(
+            f"{variants.numbers(worlds, f'PPO at 0.02, {kind}', 'none', 'gold').mean():.2f}"
+            for kind in ("finetune", "pretrain")
+        ),
         "rise_own": f"{ppo('none', 'rise').mean():+.2f}",
         "rise_elsewhere": mean_and_interval(ppo("none", "rise_elsewhere")),
     }
@@ -136,9 +140,9 @@ def mean_over(records, values):
     return mean_and_interval([values(record) for record in records])
 
 
-def how_many(records, is_so):
-    """In how many worlds something is so: "7 of 8"."""
-    return f"{sum(map(is_so, records))} of {len(records)}"
+def how_many(items, is_so):
+    """Of how many records, or rows, something is so: "7 of 8"."""
+    return f"{sum(map(is_so, items))} of {len(items)}"
 
 
 def edit(name):
@@ -196,7 +200,7 @@ def rise_markdown(records):
             proxy, jury, gold = (rise(kind, whose) for whose in ("proxy", "jury", "gold"))
             parts = (minus(proxy, jury), minus(jury, gold), gold)
             rows.append([f"{method}, {name}", *(mean_over(records, part) for part in parts)])
-    header = ["", "error of its own (proxy - jury)", "that the jury shares (jury - gold)", "truth (gold)"]
+    header = ["", "the jury does not believe it (proxy - jury)", "gold does not pay it (jury - gold)", "gold"]
     return markdown(header, rows)
 
 
@@ -257,6 +261,10 @@ def sections(records):
     measures = "\n".join(f"- `{claim.id}`: {claim.statement}" for claim in CLAIMS)
     return texts | {
         "count": str(len(records["tldr"])),
+        "opposite": how_many(
+            [row for row in tables["tldr"].values() if row["paper"] and row["sign"]],
+            lambda row: row["verdict"] == "opposite",
+        ),
         "list_paid": how_many(records["tldr"], lambda r: edit("list")(r) > 0),
         "list_taken": how_many(records["tldr"], lambda r: r["traits"]["PPO, pretrain"]["list"] > 0.5),
         "watch": f"\n```\n{shortened((RESULTS / 'watch.txt').read_text('utf-8'))}\n```\n",
