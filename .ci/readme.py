@@ -95,9 +95,8 @@ def of_contrast(worlds, records):
         "contrast_gold": mean_and_interval(ppo("contrast", "gold") - ppo("none", "gold")),
         "contrast_list": instead(lambda remedy: ppo(remedy, "list")),
         "contrast_shared": instead(shared),
-        "contrast_level": " and ".join(
-            f"{variants.numbers(worlds, f'PPO at 0.02, {kind}', 'none', 'gold').mean():.2f}"
-            for kind in ("finetune", "pretrain")
+        "contrast_level": mean_and_interval(
+            ppo("none", "gold") - variants.numbers(worlds, "PPO at 0.02, finetune", "none", "gold")
         ),
         "rise_own": f"{ppo('none', 'rise').mean():+.2f}",
         "rise_elsewhere": mean_and_interval(ppo("none", "rise_elsewhere")),
@@ -140,9 +139,9 @@ def mean_over(records, values):
     return mean_and_interval([values(record) for record in records])
 
 
-def how_many(items, is_so):
-    """Of how many records, or rows, something is so: "7 of 8"."""
-    return f"{sum(map(is_so, items))} of {len(items)}"
+def how_many(records, is_so):
+    """In how many worlds something is so: "7 of 8"."""
+    return f"{sum(map(is_so, records))} of {len(records)}"
 
 
 def edit(name):
@@ -258,13 +257,13 @@ def sections(records):
         for name in ("tldr", "unseen-chatter-tldr", "no-gap-tldr")
     )
     results = [f"## {t}\n\n{full_markdown(tables[t])}\n\n{traits_markdown(records[t])}" for t in records]
+    tested = [row for row in tables["tldr"].values() if row["paper"] and row["sign"]]
+    opposite = [row for row in tested if row["verdict"] == "opposite"]
     measures = "\n".join(f"- `{claim.id}`: {claim.statement}" for claim in CLAIMS)
     return texts | {
         "count": str(len(records["tldr"])),
-        "opposite": how_many(
-            [row for row in tables["tldr"].values() if row["paper"] and row["sign"]],
-            lambda row: row["verdict"] == "opposite",
-        ),
+        "opposite": f"{len(opposite)} of {len(tested)}",
+        "opposite_names": ", ".join(f"`{row['id']}`" for row in opposite),
         "list_paid": how_many(records["tldr"], lambda r: edit("list")(r) > 0),
         "list_taken": how_many(records["tldr"], lambda r: r["traits"]["PPO, pretrain"]["list"] > 0.5),
         "watch": f"\n```\n{shortened((RESULTS / 'watch.txt').read_text('utf-8'))}\n```\n",
