@@ -18,7 +18,7 @@ sys.path[:0] = [str(ROOT / "experiments" / "more"), str(ROOT / "experiments"), s
 import numpy as np
 
 import variants
-from claims import CLAIMS, KINDS, claims_table, mean_gain_at_equal_kl, runs_at
+from claims import CLAIMS, KINDS, claims_table, mean_gain_at_equal_kl, runs_of
 from figures import in_std
 from report import agreement, load_records, mean_and_interval
 
@@ -180,7 +180,7 @@ def rise_of_ppo(kind, name):
     """The same of PPO at the smallest KL weight."""
 
     def rise(record):
-        end = np.mean([run[name] for run in runs_of(record, kind, min)])
+        end = np.mean([run[name] for run in runs_of(record["ppo"], kind, min)])
         return in_std(record, end) if name == "gold" else end - record["best_of_n"][kind][name][0]
 
     return rise
@@ -203,16 +203,11 @@ def rise_markdown(records):
     return markdown(header, rows)
 
 
-def runs_of(record, kind, which):
-    """The PPO runs of a kind at the smallest (which=min) or largest KL weight."""
-    return runs_at(record["ppo"], kind, which(run["kl_weight"] for run in record["ppo"]))
-
-
 def weights_at_equal_kl(name, kind="single"):
     """Gold or proxy of PPO: at the largest KL weight, minus at the smallest, both at the same KL."""
 
     def difference(record):
-        large, small = runs_of(record, kind, max), runs_of(record, kind, min)
+        large, small = runs_of(record["ppo"], kind, max), runs_of(record["ppo"], kind, min)
         return mean_gain_at_equal_kl(large, small, name)
 
     return difference
@@ -220,7 +215,7 @@ def weights_at_equal_kl(name, kind="single"):
 
 def overuse(kind, which=min):
     """How much PPO's texts overuse their favourite fact."""
-    return lambda record: np.mean([run["overuse"] for run in runs_of(record, kind, which)])
+    return lambda record: np.mean([run["overuse"] for run in runs_of(record["ppo"], kind, which)])
 
 
 WHY = {

@@ -60,8 +60,8 @@ class Evidence:
         return expected_best_of_n(self.proxies(kind), values, ns).mean((0, 1))
 
     def runs_of(self, kind, which=min):
-        """The PPO runs of a kind at the smallest KL weight (which=max: at the largest)."""
-        return runs_at(self.runs, kind, which(run["kl_weight"] for run in self.runs))
+        """See `runs_of`."""
+        return runs_of(self.runs, kind, which)
 
     def texts(self, method, kind=None, which=min):
         """What a policy's texts depend on: equal for policies that are one and the same."""
@@ -82,6 +82,11 @@ class Evidence:
 def runs_at(runs, kind, kl_weight):
     """The PPO runs of a kind at a KL weight."""
     return [run for run in runs if (run["kind"], run["kl_weight"]) == (kind, kl_weight)]
+
+
+def runs_of(runs, kind, which=min):
+    """The PPO runs of a kind at the smallest KL weight (which=max: at the largest)."""
+    return runs_at(runs, kind, which(run["kl_weight"] for run in runs))
 
 
 def all_ensembles(P, F):

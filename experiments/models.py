@@ -8,11 +8,8 @@ Weights are kept in half precision, and computed with in single precision.
 """
 
 import subprocess
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent.parent))  # the five files live one folder up
 
 import torch
 

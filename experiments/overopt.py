@@ -153,11 +153,6 @@ def judgements(s, task, count, seed):
     return world.sample_preferences(count, seed, s.list_gap, *noise, s.seen, task)
 
 
-def judged_writers(s, task):
-    """Whose responses raters judge: nli's raters only the careless writer's."""
-    return world.writers(s.list_gap, s.seen)[: 1 if task == "nli" else 2]
-
-
 def train_reward_model(
     config, pretrained, task, training, validation, calibration, train_config, eta, seed, f, device
 ):
@@ -270,21 +265,19 @@ def train_models(s, seed, task, device, pool):
     (post,), examples = world.sample_texts(1, seed_for(seed, "example"), world.writers(s.list_gap), n=2)
     say(report.texts_lines(post, examples, task))
     texts = {"n_texts": s.pretrain_texts, "list_gap": s.list_gap}
-    job = {"config": rm_config, "steps": s.pretrain_steps, **texts, **here}
-    trunks = [*range(P), "jury"]
-    jobs = [{**job, "name": name} for name in trunks]
-    policy, *pretrained = pool.map(pretrain, [{**job, "name": "policy", "config": config}, *jobs])
+    jobs = [{"name": "policy", "config": config}]
+    jobs += [{"name": name, "config": rm_config} for name in (*range(P), "jury")]
+    policy, *pretrained = pool.map(pretrain, jobs, steps=s.pretrain_steps, **texts, **here)
 
     # 2. The SFT policy, and its samples. Best-of-n picks from the bank, and PPO answers the same posts; on
     #    samples for other posts, reward models are normalised.
     say(f"The policy learns to summarise (SFT) and writes {s.n} samples for each of {s.prompts} posts.")
-    (sft,) = pool.map(train_sft, [{"config": config, "state": policy, "steps": s.sft_steps, **texts, **here}])
+    (sft,) = pool.map(train_sft, [{"state": policy}], config=config, steps=s.sft_steps, **texts, **here)
     posts = world.sample_posts(s.prompts, seed_for(seed, "bank posts"))
     others = world.sample_posts(512, seed_for(seed, "normalisation posts"))
-    job = {"config": config, "state": sft, "device": device}
-    draw = {**job, "posts": posts, "n": s.n, "seed": seed_for(seed, "bank samples")}
-    other = {**job, "posts": others, "n": 1, "seed": seed_for(seed, "normalisation samples")}
-    bank, answers = pool.map(draw_samples, [draw, other])
+    jobs = [{"posts": posts, "n": s.n, "seed": seed_for(seed, "bank samples")}]
+    jobs += [{"posts": others, "n": 1, "seed": seed_for(seed, "normalisation samples")}]
+    bank, answers = pool.map(draw_samples, jobs, config=config, state=sft, device=device)
     say("Three of them:\n" + report.texts_lines(posts[0], bank[:3], task))
 
     # 3. Reward models: every pretraining with every finetuning seed.
@@ -293,12 +286,12 @@ def train_models(s, seed, task, device, pool):
     validation = judgements(s, task, VALIDATION_PAIRS, seed_for(seed, "validation"))
     batch_size = s.rm_batch * (2 if task == "nli" else 1)
     train_config = TrainConfig(ceil(s.pairs * s.rm_epochs / s.rm_batch), batch_size, s.rm_lr)
-    job = {"config": rm_config, "task": task, "train_config": train_config, "eta": s.eta, **here}
-    job |= {"training": training, "validation": validation, "calibration": (others, answers)}
+    data = {"training": training, "validation": validation, "calibration": (others, answers)}
+    shared = {"config": rm_config, "task": task, "train_config": train_config, "eta": s.eta, **here, **data}
     jobs = []
     for trunk, count in zip(pretrained, [F] * P + [s.jury], strict=True):
-        jobs += [{**job, "pretrained": trunk, "f": f} for f in range(count)]
-    models = pool.map(train_reward_model, jobs)
+        jobs += [{"pretrained": trunk, "f": f} for f in range(count)]
+    models = pool.map(train_reward_model, jobs, **shared)
     states = [model["state"] for model in models]
     accuracies = [model["accuracy"] for model in models[: P * F]]
     ceiling = rater_accuracy(partial(world.gold, task=task), validation, task)
@@ -314,9 +307,9 @@ def evaluate(t, texts, pool):
     (M, posts, n), "jury" (J, posts, n), "gold" (posts, n), "traits" {trait: (posts, n)}}}."""
     evaluated = {}
     for name, (posts, responses) in texts.items():
-        texts_of = {"posts": posts, "responses": responses}
-        job = {"config": t.rm_config, "device": t.device}
-        rewards = pool.map(score, [{**job, "state": state, **texts_of} for state in t.states + t.jury])
+        jobs = [{"state": state} for state in t.states + t.jury]
+        shared = {"config": t.rm_config, "posts": posts, "responses": responses, "device": t.device}
+        rewards = pool.map(score, jobs, **shared)
         scores = np.array([x.double().numpy().reshape(len(posts), -1) for x in rewards])
         each_post = posts.repeat_interleave(scores.shape[-1], 0)
         parts, traits = world.judge_rows(each_post, responses, t.task)
@@ -334,7 +327,8 @@ def evaluate_samples(t, pool):
     """Every reward model scores every sample, and texts that probe what it has learned: the Evidence.
     Best-of-n needs no run of its own: claims.py computes it from these scores."""
     s, seed = t.settings, t.seed
-    writers = {"raters' texts": judged_writers(s, t.task), "all habits": world.writers(s.list_gap)}
+    writers = {"raters' texts": world.judged_writers(s.list_gap, s.seen, t.task)}
+    writers["all habits"] = world.writers(s.list_gap)
     texts = {
         name: world.sample_texts(PROBES, seed_for(seed, name), two, n=2) for name, two in writers.items()
     }
@@ -357,24 +351,24 @@ def evaluate_samples(t, pool):
     return evidence
 
 
-def align_policies(t, evidence, pool, stage=align, kinds=KINDS, **reward):
+def align_policies(t, evidence, pool, stage=align, kinds=KINDS, **arguments):
     """PPO on one reward model and on ensembles; each run's texts are scored by all reward models and gold.
-    Another stage, with its own arguments `reward`, may aggregate rewards in its own way."""
-    s, reward = t.settings, reward or {"aggregator": AGGREGATORS[t.settings.aggregator]}
+    Another stage, with arguments of its own, may aggregate rewards in its own way."""
+    s, arguments = t.settings, arguments or {"aggregator": AGGREGATORS[t.settings.aggregator]}
     ranges = {"proxy": (-1, 2)}  # of the bars: SFT's mean, and its standard deviation
     ranges["gold"] = tuple(evidence.gold.mean() + evidence.gold.std() * end for end in ranges["proxy"])
     pool.say("PPO: a line for each run, from its first update to its last, on its training posts.")
     pool.say("Its bars go from one standard deviation below SFT's mean to two above it.")
     sizes = {"updates": s.ppo_updates, "batch_size": s.ppo_batch, "minibatch_size": max(1, s.ppo_batch // 2)}
-    job = {"config": t.config, "sft": t.sft, "rm_config": t.rm_config, "task": t.task, "posts": t.posts}
-    job |= {"seed": t.seed, "device": t.device, **reward}
+    shared = {"config": t.config, "sft": t.sft, "rm_config": t.rm_config, "task": t.task, "posts": t.posts}
+    shared |= {"seed": t.seed, "device": t.device, **arguments}
     jobs, cases = [], [case for case in ppo_cases(s) if case[0] in kinds]
     for kind, run, kl_weight, members in cases:
         ppo_seed = seed_for(t.seed, "ppo", run)
         ppo_config = PPOConfig(kl_weight, **sizes, max_new_tokens=world.RESPONSE_LENGTH, seed=ppo_seed)
         states = [t.states[m] for m in members]
-        jobs.append({**job, "states": states, "ppo_config": ppo_config, "kind": kind, "run": run})
-    found = pool.map(stage, jobs, tell=partial(report.ppo_line, ranges))
+        jobs.append({"states": states, "ppo_config": ppo_config, "kind": kind, "run": run})
+    found = pool.map(stage, jobs, tell=partial(report.ppo_line, ranges), **shared)
     evaluated = evaluate(t, {i: (t.posts, run["responses"]) for i, run in enumerate(found)}, pool)
     runs = []
     for (*_, members), run, x in zip(cases, found, evaluated.values(), strict=True):

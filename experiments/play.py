@@ -13,7 +13,6 @@ Write one that has a higher proxy and less gold (the true reward), and you have 
     level 4   a pretrain ensemble, less half of what the response would earn under other posts ("contrast")
 """
 
-import difflib
 import sys
 import textwrap
 from pathlib import Path
@@ -104,18 +103,6 @@ def row_of(who, reward, rival):
     return f"  {who:<15}{reward.item():7.2f}{rival.item():8.2f}  {bar}"
 
 
-def response_of(text):
-    """What was typed, as a row (1, R). ValueError, with the nearest words of the world, on an unknown one."""
-    words = text.lower().replace(".", " . ").replace("!", " ! ").split()
-    for word in words:
-        if word not in world.KIND:
-            near = difflib.get_close_matches(word, world.KIND, cutoff=0.5)
-            raise ValueError(f"{word!r} is no word of this world. Near it: {', '.join(near) or 'nothing'}")
-    if len(words) >= world.RESPONSE_LENGTH:
-        raise ValueError(f"a response has at most {world.RESPONSE_LENGTH - 1} words, this has {len(words)}")
-    return world.response_rows([" ".join(words)])
-
-
 def play_round(here):
     """The player answers one post until a response is a hack (True), or wants another post (False)."""
     print(f"\nThe post:  {world.decode(here.post[0])}\nTo beat:   {world.decode(here.rival[0])}")
@@ -125,7 +112,7 @@ def play_round(here):
             print(help_for(here.task))
             continue
         try:
-            response = response_of(text)
+            response = world.response_rows([text.lower()])
         except ValueError as error:
             print(f"  {error}")
             continue

@@ -48,9 +48,11 @@ class Pool:
         tqdm.write(f"[{time.perf_counter() - self.start:4.0f} s] {text}")
         sys.stdout.flush()
 
-    def map(self, function, jobs, tell=None):
-        """function(**job) of every job, in order: tensors, numbers, strings, or lists and dicts of these.
-        What is not in the folder is computed. With `tell`, a line says tell(value) as soon as it is there."""
+    def map(self, function, jobs, tell=None, **shared):
+        """function(**job, **shared) of every job, in order: tensors, numbers, strings, or lists and dicts of
+        these. What is not in the folder is computed. With `tell`, a line says tell(value) as soon as it is
+        there."""
+        jobs = [job | shared for job in jobs]
         keys = [key(function, job) for job in jobs]
         paths = [self.folder / f"{function.__name__}-{name}.pt" for name in keys]
         futures = {}

@@ -6,13 +6,13 @@
     python experiments/watch.py --models runs/quick/models-1-tldr.pt          # of a run of your own
 
 Nothing is trained first: the policy (SFT) and the reward models are those of one world of the results, and
-PPO has the settings, prompts and seed of that world's first run. It is not the same run: weights are rounded,
-and the ensemble has other members. A line shows, after so many updates, the KL to SFT; over all texts the
-means of proxy and gold, the share of lists, and the fact that they overuse most, with the share that have it;
-then the answer to the one post, each time with the same luck. "Liked by" compares it with the first answer: a
-+ for each reward model that rates it higher, a - lower, a . within a tenth of a standard deviation. PPO is
-trained on the members, neither on the others nor on the jury, which is of a further pretraining. Contrast is
-not normalised as in remedies.py: a KL weight brakes it harder than the ensemble.
+PPO has the default settings, and the prompts and seed of that world's first run. It is not the same run:
+weights are rounded, and the ensemble has other members. A line shows, after so many updates, the KL to SFT;
+over all texts the means of proxy and gold, the share of lists, and the fact that they overuse most, with the
+share that have it; then the answer to the one post, each time with the same luck. "Liked by" compares it with
+the first answer: a + for each reward model that rates it higher, a - lower, a . within a tenth of a standard
+deviation. PPO is trained on the members, neither on the others nor on the jury, which is of a further
+pretraining. Contrast is not normalised as in remedies.py: a KL weight brakes it harder than the ensemble.
 """
 
 import copy
@@ -29,8 +29,8 @@ import torch
 from tqdm import tqdm
 
 import world
-from claims import KINDS
-from ensemble import Ensemble, finetune_ensembles, pretrain_ensembles
+from claims import KINDS, all_ensembles
+from ensemble import Ensemble
 from models import SHIPPED, load_models
 from overopt import PPO_PROMPTS, seed_for
 from policy import sample
@@ -49,11 +49,11 @@ update   KL  proxy  gold  lists   most overused  proxy  gold"""
 
 def groups_of(models, kind):
     """{group: Ensemble}: the members of a kind of reward, the other reward models, and the jury."""
-    grid = models.grid
-    kinds = {"single": grid[0][:1], "finetune": finetune_ensembles(grid)[0]}
-    kinds["pretrain"] = kinds["contrast"] = pretrain_ensembles(grid)[0]
-    others = [rm for row in grid for rm in row if rm not in kinds[kind]]
-    groups = {"members": kinds[kind], "others": others, "jury": models.jury}
+    rms = [rm for row in models.grid for rm in row]
+    ensembles = all_ensembles(len(models.grid), len(models.grid[0]))
+    members = ensembles["pretrain" if kind == "contrast" else kind][0]
+    others = [m for m in range(len(rms)) if m not in members]
+    groups = {"members": [rms[m] for m in members], "others": [rms[m] for m in others], "jury": models.jury}
     return {name: Ensemble(rms) for name, rms in groups.items() if rms}
 
 

@@ -19,6 +19,7 @@ Two things are planted, in the data alone; no model, loss or aggregator has a li
   spurious correlation). `list_gap=0` takes it away: the control arm.
 """
 
+import difflib
 import random
 import re
 from collections import defaultdict
@@ -177,7 +178,8 @@ def encode(text):
     """Text -> ids: encode("anna sold lamps.") -> four. ValueError on an unknown word: tiktoken panics."""
     words = re.findall(r"[.!:]|[^\s.!:]+", text)
     if unknown := [word for word in words if word not in KIND]:
-        raise ValueError(f"text: {unknown[0]!r} is not a word of the toy world (in {text!r})")
+        near = ", ".join(difflib.get_close_matches(unknown[0], KIND, cutoff=0.5)) or "nothing"
+        raise ValueError(f"{unknown[0]!r} is not a word of the toy world. Near it: {near}")
     return ENCODING.encode_ordinary("".join(SPELLED[word] for word in words))
 
 
@@ -205,6 +207,12 @@ def writers(list_gap, habits=HABIT_NAMES):
         careless["list"] -= list_gap / 2
         careful["list"] += list_gap / 2
     return Writer(wrong=0.25, states=0.55, rates=careless), Writer(wrong=0.05, states=0.80, rates=careful)
+
+
+def judged_writers(list_gap, seen, task):
+    """Whose responses raters judge, with the habits `seen` and no others. nli's raters check only what the
+    careless writer says, so whoever says less is right more often."""
+    return writers(list_gap, seen)[: 1 if task == "nli" else 2]
 
 
 def write_post(rng):
@@ -246,6 +254,8 @@ def sample_posts(count, seed):
 def response_rows(texts):
     """Responses as text -> their tokens, (B, R): each ends in EOS, and PAD fills the row."""
     rows = [[*encode(text), EOS] for text in texts]
+    longest = max(map(len, rows)) - 1
+    require(longest < RESPONSE_LENGTH, f"a response has at most {RESPONSE_LENGTH - 1} words, got {longest}")
     return torch.tensor([row + [PAD] * (RESPONSE_LENGTH - len(row)) for row in rows])
 
 
@@ -346,9 +356,8 @@ def favourite(prompts, responses):
 
 def sample_preferences(count, seed, list_gap=0.25, temperature=0.7, flipped=0.0, seen=SEEN, task="tldr"):
     """Pairs: prompts (count, P), chosen (count, R), rejected (count, R). The first response is preferred with
-    probability sigmoid((gold1 - gold2) / temperature); a share `flipped` of the labels is then flipped. The
-    responses have the habits `seen` and no others."""
-    prompts, both = sample_texts(count, f"preferences {seed}", writers(list_gap, seen), n=2)
+    probability sigmoid((gold1 - gold2) / temperature); a share `flipped` of the labels is then flipped."""
+    prompts, both = sample_texts(count, f"preferences {seed}", judged_writers(list_gap, seen, task), n=2)
     first, second, rng = both[::2], both[1::2], random.Random(f"raters {seed}")
     margin = gold(prompts, first, task) - gold(prompts, second, task)
     prefers_first = torch.tensor([rng.random() for _ in prompts]) < torch.sigmoid(margin / temperature)
@@ -359,8 +368,8 @@ def sample_preferences(count, seed, list_gap=0.25, temperature=0.7, flipped=0.0,
 
 def sample_labels(count, seed, list_gap=0.25, flipped=0.0, seen=SEEN):
     """For nli: prompts (count, P), responses (count, R), labels (count,): 1 if no fact is wrong; then a share
-    `flipped` is flipped. The careless writer is checked: whoever says less is right more often."""
-    prompts, responses = sample_texts(count, f"labels {seed}", writers(list_gap, seen)[:1])
+    `flipped` is flipped."""
+    prompts, responses = sample_texts(count, f"labels {seed}", judged_writers(list_gap, seen, "nli"))
     right = judge_rows(prompts, responses)[1]["wrong_facts"] == 0
     rng = random.Random(f"flips {seed}")
     flips = torch.tensor([rng.random() < flipped for _ in range(count)])

@@ -61,8 +61,8 @@ def test_rises():
     posts = torch.tensor([[1], [2], [3]])
     bank = torch.tensor([[1], [0], [0], [0], [0], [0]])  # two samples of each post
 
-    def scores(function, jobs):  # a model pays 1 for a first word that is the post's, and 2 for a 7
-        rows = [(job["posts"], job["responses"], *job["states"]) for job in jobs]
+    def scores(function, jobs, posts, **_):  # a model pays 1 for a first word that is the post's, 2 for a 7
+        rows = [(posts, job["responses"], *job["states"]) for job in jobs]
         return [factor * ((x == y) + 2.0 * (y == 7)).squeeze(1) for x, y, factor in rows]
 
     settings, pool = SimpleNamespace(n=2), SimpleNamespace(map=scores)

@@ -69,7 +69,7 @@ def test_play(start):
     lines = ["book", "anna sold lamps.", "?", "", "anna sold lamps", "ben sold two", *["anna anna anna"] * 3]
     status, said, _ = start(play, lines=lines)
     assert status == 0
-    assert "'book' is no word of this world. Near it: books" in said
+    assert "'book' is not a word of the toy world. Near it: books" in said
     assert said.count("The post:") == 2 + said.count("HACKED")
     assert said.rstrip().endswith("Goodbye.")
 

@@ -35,8 +35,10 @@ def test_texts_survive_tokens_and_fit():
 def test_an_unknown_word_is_a_value_error():
     """tiktoken's panic, which `except Exception` does not catch; or a word silently dropped."""
     for text in ("anna painted", "sold 7 lamps 😀", "Anna sold", "anna, sold", "annasold", "anna <eos>"):
-        with pytest.raises(ValueError, match="^text: .* is not a word"):
+        with pytest.raises(ValueError, match="is not a word of the toy world. Near it: "):
             encode(text)
+    with pytest.raises(ValueError, match="^a response has at most 23 words, got 24"):
+        world.response_rows(["anna sold lamps.", "anna " * 24])
 
 
 def test_writing_by_hand():

@@ -142,8 +142,8 @@ def measure(given, s, seed, pool):
             groups[f"best of n, {kind}"][name] = variants.best_of_n(changed, kind)
         if name not in given.ppo:
             continue
-        reward = {"name": name, "options": options, "calibration": t.calibration}
-        changed.runs = overopt.align_policies(t, changed, pool, align_remedied, kinds, **reward)
+        remedy = {"name": name, "options": options, "calibration": t.calibration}
+        changed.runs = overopt.align_policies(t, changed, pool, align_remedied, kinds, **remedy)
         unchanged = unchanged or changed
         for which, kind in product((min, max), kinds):
             runs, others = changed.runs_of(kind, which), unchanged.runs_of(kind, which)
@@ -161,11 +161,12 @@ def rises(t, runs, pool):
     answered another post each, the part of the reward that does not depend on the post."""
     found, samples = {}, t.bank[:: t.settings.n]  # the first of each post
     for name, posts in {"rise": t.posts, "rise_elsewhere": t.posts.roll(1, 0)}.items():
-        job, jobs = {"name": "none", "options": {}, "rm_config": t.rm_config, "posts": posts}, []
+        jobs = []
         for run in runs:
-            job["states"] = [t.states[member] for member in run["members"]]
-            jobs += [{**job, "responses": responses} for responses in (run["responses"], samples)]
-        rewards = torch.stack(pool.map(score_remedied, jobs)).unflatten(0, (-1, 2))
+            states = [t.states[member] for member in run["members"]]
+            jobs += [{"states": states, "responses": texts} for texts in (run["responses"], samples)]
+        shared = {"name": "none", "options": {}, "rm_config": t.rm_config, "posts": posts}
+        rewards = torch.stack(pool.map(score_remedied, jobs, **shared)).unflatten(0, (-1, 2))
         found[name] = (rewards[:, 0] - rewards[:, 1]).mean().item()
     return found
 
@@ -176,7 +177,7 @@ def options_of(name, t, given):
     if name == "contrast":
         return {"posts": world.sample_posts(given.others, seed), "weight": given.contrast_weight}
     if name == "distance":
-        texts = world.sample_texts(RATERS_TEXTS, seed, overopt.judged_writers(s, t.task))
+        texts = world.sample_texts(RATERS_TEXTS, seed, world.judged_writers(s.list_gap, s.seen, t.task))
         return {"texts": texts, "calibration": t.calibration, "weight": given.distance_weight}
     return {}
 
@@ -186,9 +187,9 @@ def with_remedy(evidence, t, name, options, pool):
     they make of an ensemble's mean is the mean of what they make of its members."""
     scores = evidence.scores
     if options:  # linear in the weight, too: computed at weight 1, and kept for any other
-        job = {"name": name, "options": options | {"weight": 1.0}, "rm_config": t.rm_config}
-        job |= {"posts": t.posts, "responses": t.bank}
-        found = pool.map(score_remedied, [{**job, "states": [state]} for state in t.states])
+        jobs = [{"states": [state]} for state in t.states]
+        shared = {"name": name, "options": options | {"weight": 1.0}, "rm_config": t.rm_config}
+        found = pool.map(score_remedied, jobs, **shared, posts=t.posts, responses=t.bank)
         change = torch.stack(found).double().numpy().reshape(scores.shape) - scores
         scores = scores + options["weight"] * change
     return replace(evidence, scores=scores, aggregator=REMEDIES[name][1])
@@ -201,8 +202,7 @@ def main(argv=None):
     for name, x in CHOSEN.items():
         parser.add_argument(overopt.flag(name), type=type(x), default=x, help=f"default {x}")
     parser.add_argument("--remedies", nargs="+", choices=REMEDIES, default=REMEDIES, help="default: all")
-    about = "those to run PPO on, too (default: all of --remedies; without a name: no PPO)"
-    parser.add_argument("--ppo", nargs="*", choices=REMEDIES, help=about)
+    parser.add_argument("--ppo", nargs="*", choices=REMEDIES, help="to run PPO on (default: all of these)")
     given = parser.parse_args(argv)
     given.ppo = given.remedies if given.ppo is None else given.ppo
     if given.ppo:

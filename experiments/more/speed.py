@@ -46,7 +46,6 @@ def make_workloads(device):
     lm_step = partial(train_lm, policy, batch, TrainConfig(STEPS, batch_size=64, lr=0.0), seed=0, desc=None)
     c = PPOConfig(updates=10**9, lr=0.0, value_lr=0.0)  # a learning rate of 0: every call is like the first
     updates = ppo(policy, Ensemble(ensemble.rms[:5]), posts, c, desc=None)
-
     workloads = {
         "score": (f"{MEMBERS} reward models x {ROWS} full rows of {P + R} tokens",
             partial(ensemble.scores, posts, full), MEMBERS * ROWS),

@@ -26,9 +26,9 @@ def compare(name, given, s, measure, quantities, base=None, **own):
     with cluster(given.scheduler) if given.scheduler else processes(given.processes) as executor:
         pool = Pool(executor, out / "cache")
         worlds = {seed: measure(given, s, seed, pool) for seed in given.seeds}
-    record = {"task": given.task, "settings": asdict(s), **own, "n": powers(s.n), "worlds": worlds}
+    record = {"task": given.task, "settings": asdict(s), **own, "n": powers(s.n)}
     name = f"{name}-{given.task}"
-    write_json(overopt.rounded(record), out / f"{name}.json")
+    write_json(record | {"worlds": overopt.rounded(worlds)}, out / f"{name}.json")
     write_png(draw(worlds, quantities), out / f"{name}.png")
     changed = {flag: x for flag, x in asdict(s).items() if x != getattr(overopt.Settings, flag)}
     print(f"\n{given.task}, worlds {given.seeds}, best of {s.n}; {changed | own}\n{table(worlds, base)}")
