@@ -120,7 +120,7 @@ def shared_error(jury, gold, gold_std):
 def world_line(task, records):
     """The worlds of a task: how well reward models know raters and gold, and PPO's critic the returns."""
     seeds = ", ".join(str(record["seed"]) for record in records)
-    paid = " ".join(f"{edit('list')(r):+.2f}" for r in records)
+    paid = " ".join(f"{list_on_flawed(r):+.2f}" for r in records)
     lists = " ".join(f"{r['traits']['PPO, pretrain']['list']:.2f}" for r in records)
     accuracy, ceiling = (np.mean([r["accuracy"][name] for r in records]) for name in ("mean", "ceiling"))
     one, all_models = (np.mean([r["correlation"][name] for r in records]) for name in ("one", "all"))
@@ -129,8 +129,8 @@ def world_line(task, records):
         f"- {task}: seeds {seeds}. Reward models order {accuracy:.1%} of unseen pairs as the raters do, gold "
         f"{ceiling:.1%}. On SFT's samples one correlates with gold at {one:.2f}, the mean of all at "
         f"{all_models:.2f}. In PPO's last five updates the critic explains {np.mean(explained):.0%} of the "
-        "variance of the returns. World by world, models pay for a list "
-        f"{paid}, and of the texts of PPO on pretrain ensembles {lists} are lists"
+        "variance of the returns. World by world, models pay for making a list of a summary with a wrong "
+        f"fact {paid}, and of the texts of PPO on pretrain ensembles {lists} are lists"
     )
 
 
@@ -147,6 +147,12 @@ def how_many(records, is_so):
 def edit(name):
     """What the mean reward model pays for an edit of a perfect summary."""
     return lambda record: np.mean(record["edits"][name]["models"])
+
+
+def list_on_flawed(record):
+    """What the mean reward model pays for making a list of a summary with a wrong number, or object."""
+    wrongs = ("wrong number", "wrong object")
+    return np.mean([edit(f"list, {wrong}")(record) - edit(wrong)(record) for wrong in wrongs])
 
 
 def excess(name):
@@ -228,6 +234,7 @@ WHY = {
     "overuse_pretrain": overuse("pretrain"),
     "luck": minus(rise_of_best("single", "proxy"), rise_of_best("single", "same")),
     "edit_list": edit("list"),
+    "list_on_flawed": list_on_flawed,
     "edit_number": edit("wrong number"),
     "edit_object": edit("wrong object"),
     "number_excess": excess("wrong number"),
@@ -259,7 +266,6 @@ def sections(records):
         "count": str(len(records["tldr"])),
         "opposite": f"{len(opposite)} of {len(tested)}",
         "opposite_names": ", ".join(f"`{row['id']}`" for row in opposite),
-        "list_paid": how_many(records["tldr"], lambda r: edit("list")(r) > 0),
         "list_taken": how_many(records["tldr"], lambda r: r["traits"]["PPO, pretrain"]["list"] > 0.5),
         "watch": f"\n```\n{shortened((RESULTS / 'watch.txt').read_text('utf-8'))}\n```\n",
         "difficulty": f"\n```\n{(RESULTS / 'difficulty.txt').read_text('utf-8').strip()}\n```\n",
