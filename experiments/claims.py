@@ -282,10 +282,10 @@ CLAIMS = [
           "Reward of a model's best-of-n pick: by others of its pretraining, minus by other pretrainings",
           bon_same_vs_other, (), EVERY_TASK, PAIRWISE),
     Claim("rank_corr_shift",
-          "Rank correlation of reward models: on SFT's samples, minus on texts of PPO on one of them",
+          "Rank correlation of reward models: on samples of SFT with equal spread, minus on PPO's texts",
           rank_corr_shift, (), EVERY_TASK, PAIRWISE),
     Claim("rank_corr_pretrain",
-          "Rank correlation within minus between pretrainings: on texts of PPO on ensembles, minus on SFT's",
+          "Rank correlation within minus between pretrainings: on PPO's texts, minus on such samples",
           rank_corr_pretrain, (), EVERY_TASK, PAIRWISE),
     # Overoptimisation.
     *claims_of_kind("single", ""),
