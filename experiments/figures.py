@@ -33,7 +33,7 @@ def band(axis, x, values, colour, label, style="o-"):
 def along_ppo(records, kind, weight, name):
     """A curve of each world, mean over its runs and five updates: (worlds, updates - 4)."""
     runs = [runs_at(record["ppo"], kind, weight) for record in records]
-    return np.array([smooth(np.mean([run["curve"][name] for run in found], axis=0)) for found in runs])
+    return np.array([smooth(np.mean([run["curve"][name] for run in in_world], axis=0)) for in_world in runs])
 
 
 def overoptimisation(records):
@@ -67,7 +67,7 @@ def weights_of(records):
 def ends_of_ppo(records, kind, weight, name):
     """Where PPO's runs ended, a mean for each world: (worlds,)."""
     runs = [runs_at(record["ppo"], kind, weight) for record in records]
-    return [np.mean([run[name] for run in found]) for found in runs]
+    return [np.mean([run[name] for run in in_world]) for in_world in runs]
 
 
 def best_of_n(records):

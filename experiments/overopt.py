@@ -215,9 +215,9 @@ def align_to(reward, config, sft, ppo_config, task, posts, seed, kind, run, devi
     with torch.no_grad():
         log_ratio = log_probs(policy, posts, responses) - log_probs(reference, posts, responses)
     curve = {name: [update[name] for update in updates] for name in CURVE}
-    found = {"kind": kind, "run": run, "kl_weight": ppo_config.beta, "curve": curve}
-    found["frames"] = torch.stack(frames, dim=1).flatten(0, 1)
-    return found | {"kl": log_ratio.sum(1).mean().item(), "responses": responses}
+    result = {"kind": kind, "run": run, "kl_weight": ppo_config.beta, "curve": curve}
+    result["frames"] = torch.stack(frames, dim=1).flatten(0, 1)
+    return result | {"kl": log_ratio.sum(1).mean().item(), "responses": responses}
 
 
 # ----- the story ----------------------------------------------------------------------------------
@@ -335,16 +335,18 @@ def evaluate_samples(t, pool):
     texts["SFT's samples"] = (t.posts, t.bank)
     edit_posts, edits = world.sample_edits(PROBES, seed_for(seed, "edits"))
     edited = torch.stack(list(edits.values()), dim=1).flatten(0, 1)  # (posts * edits, R)
-    found = evaluate(t, texts | {"edits": (edit_posts, edited)}, pool)
-    scores, gold = found["edits"]["scores"], found["edits"]["gold"]
+    evaluated = evaluate(t, texts | {"edits": (edit_posts, edited)}, pool)
+    scores, gold = evaluated["edits"]["scores"], evaluated["edits"]["gold"]
     paid = (scores - scores[..., :1]).mean(1)  # (M, edits), against the first, "none"
     price = (gold - gold[..., :1]).mean(0)
     evidence = Evidence(
         F=s.finetune_seeds,
         accuracy=np.array(t.accuracies),
-        **found["SFT's samples"],
+        **evaluated["SFT's samples"],
         edits={edit: {"models": paid[:, i], "gold": price[i]} for i, edit in enumerate(edits)},
-        ranking={name: claims.ranked_as_gold(found[name]["scores"], found[name]["gold"]) for name in texts},
+        ranking={
+            name: claims.ranked_as_gold(evaluated[name]["scores"], evaluated[name]["gold"]) for name in texts
+        },
         aggregator=AGGREGATORS[s.aggregator],
     )
     pool.say(report.best_of_n_lines(claims.best_of_n_curves(evidence)))
@@ -368,10 +370,10 @@ def align_policies(t, evidence, pool, stage=align, kinds=KINDS, **arguments):
         ppo_config = PPOConfig(kl_weight, **sizes, max_new_tokens=world.RESPONSE_LENGTH, seed=ppo_seed)
         states = [t.states[m] for m in members]
         jobs.append({"states": states, "ppo_config": ppo_config, "kind": kind, "run": run})
-    found = pool.map(stage, jobs, tell=partial(report.ppo_line, ranges), **shared)
-    evaluated = evaluate(t, {i: (t.posts, run["responses"]) for i, run in enumerate(found)}, pool)
+    aligned = pool.map(stage, jobs, tell=partial(report.ppo_line, ranges), **shared)
+    evaluated = evaluate(t, {i: (t.posts, run["responses"]) for i, run in enumerate(aligned)}, pool)
     runs = []
-    for (*_, members), run, x in zip(cases, found, evaluated.values(), strict=True):
+    for (*_, members), run, x in zip(cases, aligned, evaluated.values(), strict=True):
         by_post = {name: x[name][..., 0] for name in ("scores", "jury", "gold")}
         by_post["traits"] = {name: trait[:, 0] for name, trait in x["traits"].items()}
         by_post["proxy"] = evidence.aggregate(by_post["scores"][members])
@@ -400,15 +402,15 @@ def make_film(t, evidence, pool):
     first FILM_POSTS, it is the one on which PPO on one reward model raises proxy minus gold most, in std."""
     posts, updates = t.posts[:FILM_POSTS], [0, *film_updates(t.settings.ppo_updates)]
     runs = {kind: evidence.runs_of(kind)[0] for kind in KINDS}
-    found = evaluate(t, {kind: (posts, run["frames"]) for kind, run in runs.items()}, pool)
+    evaluated = evaluate(t, {kind: (posts, run["frames"]) for kind, run in runs.items()}, pool)
     for kind, run in runs.items():  # (posts, frames)
-        found[kind]["proxy"] = evidence.aggregate(found[kind]["scores"][run["members"]])
-    proxy, gold = found["single"]["proxy"], found["single"]["gold"]
+        evaluated[kind]["proxy"] = evidence.aggregate(evaluated[kind]["scores"][run["members"]])
+    proxy, gold = evaluated["single"]["proxy"], evaluated["single"]["gold"]
     gap = proxy / evidence.proxies("single").std() - gold / evidence.gold.std()
     post = (gap[:, -1] - gap[:, 0]).argmax()
     film = {"post": world.decode(posts[post])}
     for kind, run in runs.items():
-        texts, x, frames = run["frames"].view(*gold.shape, -1)[post], found[kind], []
+        texts, x, frames = run["frames"].view(*gold.shape, -1)[post], evaluated[kind], []
         kl = [*run["curve"]["kl"], run["kl"]]  # before each update, and after the last
         for i, update in enumerate(updates):
             frame = {"update": update, "kl": kl[update], "text": world.decode(texts[i])}

@@ -113,10 +113,10 @@ def show(line, text):
     tqdm.write(textwrap.fill(text, max(width, 20), initial_indent="    ", subsequent_indent="    "))
 
 
-def ends(models, post, found):
+def ends(models, post, films):
     """The two ends side by side: each text, its gold part by part, and who was fooled."""
     lines = ["\nAt the end"]
-    for kind, (response, liked, start, end) in found.items():
+    for kind, (response, liked, start, end) in films.items():
         fans = ", ".join(f"{mark.count('+')} of {len(mark)} {name}" for name, mark in liked.items())
         rises = [f"{name} {start[name]:.2f} -> {end[name]:.2f}" for name in ("proxy", "gold", "lists")]
         lines.append(f"  {REWARDS[kind]}, all texts: {', '.join(rises)}")
@@ -148,8 +148,8 @@ def main():
     seed = seed_for(models.seed, "ppo", given.seed)
     config = PPOConfig(given.kl_weight, given.updates + 1, max_new_tokens=world.RESPONSE_LENGTH, seed=seed)
     print(f"Models: {models}\nPost:   {world.decode(post[0])}")
-    found = {kind: watch(models, kind, post, config) for kind in dict.fromkeys(given.reward)}
-    print(ends(models, post, found))
+    films = {kind: watch(models, kind, post, config) for kind in dict.fromkeys(given.reward)}
+    print(ends(models, post, films))
 
 
 if __name__ == "__main__":

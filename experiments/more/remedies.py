@@ -147,19 +147,19 @@ def measure(given, s, seed, pool):
         unchanged = unchanged or changed
         for which, kind in product((min, max), kinds):
             runs, others = changed.runs_of(kind, which), unchanged.runs_of(kind, which)
-            found = {"gain_at_equal_kl": mean_gain_at_equal_kl(runs, others)}
-            found |= rises(t, runs, pool)
+            numbers = {"gain_at_equal_kl": mean_gain_at_equal_kl(runs, others)}
+            numbers |= rises(t, runs, pool)
             measured = ("gold", "jury", "overuse", *evidence.traits)
-            found |= {x: changed.mean(x, PPO, kind, which) for x in measured}
-            found |= {"kl": np.mean([run["kl"] for run in runs])}
-            groups[f"PPO at {which(s.kl_weights):g}, {kind}"][name] = found
+            numbers |= {x: changed.mean(x, PPO, kind, which) for x in measured}
+            numbers |= {"kl": np.mean([run["kl"] for run in runs])}
+            groups[f"PPO at {which(s.kl_weights):g}, {kind}"][name] = numbers
     return groups
 
 
 def rises(t, runs, pool):
     """How much more PPO's texts earn by the members' mean than SFT's samples: on their own posts, and if all
     answered another post each, the part of the reward that does not depend on the post."""
-    found, samples = {}, t.bank[:: t.settings.n]  # the first of each post
+    rise, samples = {}, t.bank[:: t.settings.n]  # the first of each post
     for name, posts in {"rise": t.posts, "rise_elsewhere": t.posts.roll(1, 0)}.items():
         jobs = []
         for run in runs:
@@ -167,8 +167,8 @@ def rises(t, runs, pool):
             jobs += [{"states": states, "responses": texts} for texts in (run["responses"], samples)]
         shared = {"name": "none", "options": {}, "rm_config": t.rm_config, "posts": posts}
         rewards = torch.stack(pool.map(score_remedied, jobs, **shared)).unflatten(0, (-1, 2))
-        found[name] = (rewards[:, 0] - rewards[:, 1]).mean().item()
-    return found
+        rise[name] = (rewards[:, 0] - rewards[:, 1]).mean().item()
+    return rise
 
 
 def options_of(name, t, given):
