@@ -239,6 +239,7 @@ WHY = {
     "edit_object": edit("wrong object"),
     "number_excess": excess("wrong number"),
 }
+SHOWN = dict.fromkeys(("unseen-chatter-tldr", "no-gap-tldr"), ("pretrain", "PPO at 0.02, finetune"))
 RANKED = {"raters": "raters' texts", "sft": "SFT's samples", "ppo": "PPO's texts"}
 
 
@@ -254,10 +255,13 @@ def sections(records):
         )
     for id, row in tables["tldr"].items():
         texts[id] = mean_and_interval(row["numbers"]) + " (fragile)" * row["fragile"]
-    remedies, unseen_chatter, no_gap = (
-        json.loads((RESULTS / f"remedies-{name}.json").read_text("utf-8"))["worlds"]
-        for name in ("tldr", "unseen-chatter-tldr", "no-gap-tldr")
-    )
+    remedies = {
+        name: json.loads((RESULTS / f"remedies-{name}.json").read_text("utf-8"))["worlds"]
+        for name in ("tldr", *SHOWN)
+    }
+    texts |= {
+        f"remedies_{name.replace('-', '_')}": blocks(remedies[name], *ends) for name, ends in SHOWN.items()
+    }
     results = [f"## {t}\n\n{full_markdown(tables[t])}\n\n{traits_markdown(records[t])}" for t in records]
     tested = [row for row in tables["tldr"].values() if row["paper"] and row["sign"]]
     opposite = [row for row in tested if row["verdict"] == "opposite"]
@@ -269,10 +273,8 @@ def sections(records):
         "list_taken": how_many(records["tldr"], lambda r: r["traits"]["PPO, pretrain"]["list"] > 0.5),
         "watch": f"\n```\n{shortened((RESULTS / 'watch.txt').read_text('utf-8'))}\n```\n",
         "difficulty": f"\n```\n{(RESULTS / 'difficulty.txt').read_text('utf-8').strip()}\n```\n",
-        "remedies": blocks(remedies),
-        "unseen_chatter": blocks(unseen_chatter, "pretrain", "PPO at 0.02, finetune"),
-        "no_gap": blocks(no_gap, "pretrain", "PPO at 0.02, finetune"),
-        **of_contrast(remedies, records["tldr"]),
+        "remedies": blocks(remedies["tldr"]),
+        **of_contrast(remedies["tldr"], records["tldr"]),
         "rise": f"\n{rise_markdown(records['tldr'])}\n",
         "claims": f"\n{claims_markdown(tables, records)}\n",
         "measures": f"\n{measures}\n",
