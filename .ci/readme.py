@@ -139,6 +139,16 @@ def mean_over(records, values):
     return mean_and_interval([values(record) for record in records])
 
 
+def reproduced(tables, records):
+    """How many of the claims that are tested are reproduced: "19 of 25 in tldr (8 worlds), ..."."""
+    counts = []
+    for task, table in tables.items():
+        verdicts = [row["verdict"] for row in table.values() if row["sign"]]
+        found = f"{verdicts.count('reproduced')} of {len(verdicts)}"
+        counts.append(f"{found} in {task} ({len(records[task])} worlds)")
+    return ", ".join(counts)
+
+
 def how_many(records, is_so):
     """In how many worlds something is so: "7 of 8"."""
     return f"{sum(map(is_so, records))} of {len(records)}"
@@ -268,6 +278,7 @@ def sections(records):
     measures = "\n".join(f"- `{claim.id}`: {claim.statement}" for claim in CLAIMS)
     return texts | {
         "count": str(len(records["tldr"])),
+        "reproduced": reproduced(tables, records),
         "opposite": f"{len(opposite)} of {len(tested)}",
         "opposite_names": ", ".join(f"`{row['id']}`" for row in opposite),
         "list_taken": how_many(records["tldr"], lambda r: r["traits"]["PPO, pretrain"]["list"] > 0.5),

@@ -10,6 +10,9 @@ import subprocess
 import sys
 from contextlib import contextmanager
 
+import answer
+import check
+import grade
 import numpy as np
 import pytest
 
@@ -18,12 +21,7 @@ import world
 from conftest import ROOT, TINY
 
 ASSIGNMENTS, SOLUTIONS = ROOT / "experiments/assignments", ROOT / "tests/solutions"
-sys.path.append(str(ASSIGNMENTS))
-
-import answer  # noqa: E402
-import check  # noqa: E402
-import grade  # noqa: E402
-
+README = (ASSIGNMENTS / "README.md").read_text("utf-8")
 NUMBERS = sorted(grade.POINTS)
 
 
@@ -57,21 +55,15 @@ def hand_in(folder, number, text, after_solution=False):
 
 @pytest.mark.parametrize("number", NUMBERS)
 def test_stubs_fail_in_words_and_solutions_pass(number):
-    """A stub that passes or stops in a traceback, a solution that fails, or only does with some inputs."""
+    """A stub that passes or stops in a traceback, a solution that fails, or only does with some inputs; other
+    points in the README than the grader gives."""
     for seed in (0, 1) if number < 6 else (0,):  # the others have models to run
         assert not any(said(number, SOLUTIONS, seed))
     for words in said(number, ASSIGNMENTS / "stubs"):
         assert words and len(words) >= 20 and "Error" not in words
     (stub,) = (ASSIGNMENTS / "stubs").glob(f"{number}_*.py")
     assert "\nRead: " in stub.read_text("utf-8")
-
-
-def test_the_readmes_table():
-    """An assignment without a row, or with other points than the grader gives."""
-    page = (ASSIGNMENTS / "README.md").read_text("utf-8")
-    rows = re.findall(r"^\| (\d) \| `(\w+\.py)` .* (\d+) \|$", page, re.M)
-    assert {int(number): int(points) for number, _, points in rows} == grade.POINTS
-    assert [name for _, name, _ in rows] == [path.name for path in sorted(ASSIGNMENTS.glob("stubs/*.py"))]
+    assert re.search(rf"^\| {number} \| `{stub.name}` .* {grade.POINTS[number]} \|$", README, re.M)
 
 
 AGGREGATOR = "def aggregator(r):\n    return "
@@ -88,13 +80,10 @@ PROXY = "length = np.vectorize(lambda text: len(text.split()))\n\n\ndef proxy(r,
 WRONG = [
     (1, AGGREGATOR + "r.mean(-1)", "dim=0"),
     (1, AGGREGATOR + "r.max(0)", "take .values"),
-    (1, AGGREGATOR + "r.mean(0) + r[0]", "in another order"),
     (1, AGGREGATOR + "r.mean(0) + (r - r.roll(1, 0)).abs().mean(0)", "in another order"),
     (1, AGGREGATOR + "-r.std(0, correction=0)", "must not decide alone"),
-    (1, AGGREGATOR + "2 * r.mean(0)", "picks are those of `mean`"),
     (1, AGGREGATOR + "r.mean(0) - 1.53 * r.std(0, correction=0)", "up to a coefficient"),
     (1, AGGREGATOR + "r.amax(0) + r.amin(0)", "picks are those of `midrange`"),
-    (2, LOSS + "return (best + eta * rewards.sum(1) ** 2).mean()", "second best is missing"),
     (2, LOSS + SECOND + "(best + second + eta * (rewards**2).sum(1)).mean()", "square their sum"),
     (2, LOSS + SECOND + "best + second + eta * rewards.sum(1) ** 2", "one for each"),
     (2, LOSS + SECOND + "(best + second + eta * rewards.sum(1) ** 2).mean().item()", "its gradient"),
@@ -104,7 +93,6 @@ WRONG = [
     (2, "def same_rankings(rewards):\n    return rewards + torch.arange(1, 5)[:, None]", "RuntimeError"),
     (2, "def same_rankings(rewards):\n    return 1e8 * torch.ones(4, 1).cumsum(0) + 0 * rewards[:4]",
      "less will do"),
-    (3, "def k2(x):\n    return x**2", "the half is missing"),
     (3, "def k3(x):\n    return torch.exp(x) - 1 - x", "the sign of x is flipped"),
     (3, "def bias(f, p, q):\n    return (p * f((p / q).log())).sum()", "subtract the true KL"),
     (3, "def bias(f, p, q):\n    x = (p / q).log()\n    return sum(p[i] * (f(x) - x)[i] for i in range(3))",
@@ -115,23 +103,18 @@ WRONG = [
     (4, MASK + " - stopped\n    return (before < 1) & stopped.any(1, keepdim=True)", "left out altogether"),
     (4, "def real_tokens(responses, eos):\n    return responses != 9", "does padding count|wrong returns"),
     (4, EXPERIENCE + "right(*x) | {'kl': right(*x)['kl'] * len(x[0]) / 64}", "over 40 responses"),
-    (4, EXPERIENCE + "right(*x) | {'mask': ~right(*x)['mask']}", "wrong mask"),
     (4, "def whiten(x, mask):\n    m = (x * mask).sum() / mask.sum()\n"
      "    return (x - m) * mask / ((x - m) ** 2 * mask).sum().div(mask.sum()).sqrt()", "does padding count"),
     (5, PICK + "len(responses[i]))", "ensemble gives them"),
     (5, PICK + "-len(set(responses[i].split()) - set(post.split())))", "no hack"),
     (5, "def pick(post, responses):\n    return responses[0]", "must return an index"),
-    (6, EDIT + "summary", "twice as much"),
     (6, EDIT + "summary + ' hello'", "not a word"),
     (6, EDIT + "'anna sold seven lamps in paris on monday.'", "most of its words must stay"),
     (6, EDIT + "summary[:-1] + '!'", "the models of one pretraining"),
     (7, PATCH + "reward - 5 * response.startswith('-')", "keep their order"),
-    (7, PATCH + "-len(response)", "keep their order"),
     (7, "asked = []\n\n\n" + PATCH + "asked.append(0) or -len(asked)", "when it is asked again"),
     (7, "num = WORDS = __import__('world').WORDS['num']\n" + PATCH + "reward - 5 * any("
      "w in num and w not in post for w in response.split())", "which you have not seen"),
-    (8, PROXY + "2 * r.mean(0)", "Read your picks"),
-    (8, PROXY + "r.min(0) - 0.01 * length(texts)", "Read your picks"),
     (8, PROXY + "r.mean(0) - 0.9 * r.std(0) - 0.12 * length(texts)", "Read your picks|luck"),
     (8, PROXY + "r.mean(1)", "must have shape"),
 ]  # fmt: skip
@@ -191,6 +174,7 @@ ATTACKS = {  # what an answer tries -> what it is told
     "raise SystemExit(0)": "SystemExit",
     "return object()": "is no number",
 }
+START = {"name": "3_kl.py", "world": {}, "memory": check.MEMORY, "seconds": 600}
 
 
 @pytest.mark.skipif(not answer.resource, reason="this system has no limits")
@@ -198,8 +182,7 @@ def test_what_an_answer_cannot_do():
     """An answer reads files, starts a process, sends a signal, takes all memory, or spoils the report."""
     functions = [f"def attack_{i}():\n    {code}\n" for i, code in enumerate(ATTACKS)]
     source = "\n\n".join(["import numpy as np\nimport torch\n", *functions])
-    start = {"name": "3_kl.py", "source": source, "world": {}, "memory": check.MEMORY, "seconds": 600}
-    with check.process(600, start) as ask:
+    with check.process(600, START | {"source": source}) as ask:
         their = check.Answer(ask, check.Given())
         their.request("load")
         for i, (code, words) in enumerate(ATTACKS.items()):
@@ -213,14 +196,8 @@ def test_what_an_answer_cannot_do():
 
 def test_an_answer_that_never_ends():
     """A loop stops the grading of all."""
-    start = {
-        "name": "3_kl.py",
-        "source": "while True: pass",
-        "world": {},
-        "memory": check.MEMORY,
-        "seconds": 9,
-    }
-    with check.process(6, start) as ask, pytest.raises(check.Wrong, match="not finished after 6 seconds"):
+    start, words = START | {"source": "while True: pass"}, "not finished after 6 seconds"
+    with check.process(6, start) as ask, pytest.raises(check.Wrong, match=words):
         check.Answer(ask, check.Given()).request("load")
 
 
@@ -296,11 +273,8 @@ def test_a_class_half_of_it_hostile(tmp_path, capsys):
     for place, text in places.items():
         (handed_in / place).parent.mkdir(parents=True, exist_ok=True)
         (handed_in / place).write_text(text, "utf-8")
-    for name, target in {
-        "linker": solution,
-        "neighbour": handed_in / "ada/3_kl.py",
-        "zero": "/dev/zero",
-    }.items():
+    links = {"linker": solution, "neighbour": handed_in / "ada/3_kl.py", "zero": "/dev/zero"}
+    for name, target in links.items():
         (handed_in / name).mkdir()
         (handed_in / name / "3_kl.py").symlink_to(target)
     before = sorted(os.walk(handed_in))
@@ -309,16 +283,12 @@ def test_a_class_half_of_it_hostile(tmp_path, capsys):
     said = capsys.readouterr().out
     with open(tmp_path / "out/grades.csv", newline="") as file:
         points = {row["student"]: float(row["total"]) for row in csv.DictReader(file)}
-    honest = dict.fromkeys(
-        ["ada", "bob", "cleo_123", "fay_7", "team_2_dan_5", "team_2_eve_6", "points (another)"], 10.0
-    )
+    honest = [*"ada bob cleo_123 fay_7 team_2_dan_5 team_2_eve_6".split(), "points (another)"]
     others = "deep forger linker neighbour printer quitter twice zero".split()
     others += ["'=1+1", "ada (another)", "ada (another) (another)", "\u6f22" * 50]
-    assert points == dict.fromkeys(others, 0.0) | honest | {"stale": 2.5}
+    assert points == dict.fromkeys(others, 0.0) | dict.fromkeys(honest, 10.0) | {"stale": 2.5}
     assert "seed: 5\n" in said and re.search(r"^commit .*, torch ", said) and "sha256" in said
-    assert (
-        "warning: 3: ada and bob and points (another) and team_2_dan_5 and the solution have the same" in said
-    )
+    assert "3: ada and bob and points (another) and team_2_dan_5 and the solution have the same" in said
     feedback = {path.stem: path.read_text() for path in (tmp_path / "out").glob("*.md")}
     assert {name.lstrip("'") for name in points} == set(feedback)
     assert "3_kl_explore.py" in feedback["ada"] and "cleo_123_4568_my_kl.py" in feedback["cleo_123"]
@@ -338,7 +308,6 @@ def test_a_teachers_mistakes(tmp_path, capsys):
         (["nobody"], "is not a folder"),
         ([str(tmp_path)], "holds no answers"),
         ([str(SOLUTIONS), "--bank", "nowhere.npz"], "nowhere.npz"),
-        ([str(SOLUTIONS), "--models", "nowhere.pt"], "nowhere.pt"),
         ([str(SOLUTIONS), "--bank", str(ROOT / "README.md")], "README.md is no bank"),
         ([str(SOLUTIONS), "--out", str(ROOT / "README.md")], "File exists"),
         ([str(SOLUTIONS), "--limit", "0"], "--limit must be > 0"),
@@ -350,15 +319,14 @@ def test_a_teachers_mistakes(tmp_path, capsys):
 
 def test_the_class_copy_has_no_solutions(tmp_path):
     """The command that packs the class's copy hands out the solutions, or tests that need them."""
-    readme = (ASSIGNMENTS / "README.md").read_text("utf-8")
-    (command,) = [line for line in readme.splitlines() if line.startswith("git archive")]
+    (command,) = [line for line in README.splitlines() if line.startswith("git archive")]
     packed = tmp_path / "class.zip"
     subprocess.run(command.replace("class.zip", str(packed)), shell=True, cwd=ROOT, check=True)
     shutil.unpack_archive(packed, tmp_path)
     assert (tmp_path / "class/experiments/assignments/stubs").is_dir()
     for left_out in ("solutions", "test_assignments.py"):
         assert not (tmp_path / "class/tests" / left_out).exists()
-    command = [sys.executable, "-m", "pytest", "-q", "-k", "lead_somewhere or in_the_linked"]  # imports all
+    command = [sys.executable, "-m", "pytest", "-q", "-k", "lead_somewhere"]  # imports all
     done = subprocess.run(command, cwd=tmp_path / "class", capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
@@ -366,6 +334,8 @@ def test_the_class_copy_has_no_solutions(tmp_path):
 HEDGING = """
 from world import *
 assert TRAITS[-1] == PARTS[-1] == "hedging" and "allegedly" in KIND
+parts, traits = judge(encode("anna sold lamps."), [*encode("anna allegedly sold lamps."), EOS])
+assert traits["hedging"] == 1 and parts["grammar"] == traits["repetition"] == 0
 parts, traits = judge_rows(*sample_texts(500, 0, writers(0.15)))
 assert 0.15 < traits["hedging"].mean() < 0.35
 assert abs(parts["hedging"] + 0.2 * traits["hedging"]).max() < 1e-6

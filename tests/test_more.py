@@ -1,23 +1,19 @@
-"""more/remedies.py and more/dial.py: the formulas' worked examples, and both scripts on the tiny world."""
+"""more/remedies.py, dial.py and speed.py: the formulas' worked examples, and the scripts on a tiny world."""
 
 import json
 import shutil
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from conftest import ROOT, TINY
-
-sys.path.insert(0, str(ROOT / "experiments" / "more"))
-
 import dial
 import remedies
+import speed
 import variants
+from conftest import TINY
 from ensemble import Ensemble
-from report import exit_status
 from rm import RewardModel
 
 
@@ -97,10 +93,13 @@ def test_a_tiny_world(tiny, tmp_path, monkeypatch, script, name, flags, variant)
     assert script is dial or not any(path.startswith(("pretrain", "train", "draw")) for path in made)
 
 
-@pytest.mark.parametrize("script", [dial, remedies])
-@pytest.mark.parametrize("flags", ["--n 1", "--processes 0", "--out /dev/null/x"])
-def test_a_wrong_flag_is_named_at_once(capsys, script, flags):
-    """A traceback, or an error after minutes."""
-    assert exit_status(script.main, flags.split()) == 2
-    said = capsys.readouterr().err
-    assert flags.split()[-1 if "--out" in flags else 0] in said and said.count("\n") == 1
+def test_every_workload_runs(monkeypatch, capsys):
+    """A workload that no longer runs, a missing number, a wrong unit."""
+    small = {"MEMBERS": 6, "ROWS": 16, "BON": 4, "POLICY_STEPS": 20, "STEPS": 2, "ROUNDS": 1}
+    for name, value in small.items():
+        monkeypatch.setattr(speed, name, value)
+    found, out = speed.measure("cpu"), capsys.readouterr().out
+    assert all(name in out and found[name]["seconds"] > 0 for name in found)
+    units = {"score": 6 * 16, "score_bon": 6 * 4 * 4, "sample_bon": 4 * 4 * 24, "lm_step": 2 * 64}
+    for name, count in units.items():
+        assert found[name]["per_second"] * found[name]["seconds"] == pytest.approx(count), name

@@ -1,9 +1,7 @@
 """The main script, on one tiny world: what it leaves, that it continues, and what it says to bad input."""
 
-import dataclasses
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -46,10 +44,6 @@ def run(out, *flags):
 def test_record(tiny):
     """A part of a world's record is missing, or is no plain number."""
     record = json.loads((tiny / RECORD).read_text("utf-8"))
-    keys = (
-        "seed task settings versions device accuracy correlation claims gold_std best_of_n traits ppo edits"
-    )
-    assert list(record) == [*keys.split(), "ranking", "film"]
     assert list(record["claims"]) == [claim.id for claim in CLAIMS if "tldr" in claim.signs]
     assert record["settings"]["eta"] == 0.010000001  # not rounded
     assert len(record["ppo"]) == 6  # three kinds at two KL weights
@@ -70,23 +64,12 @@ def test_film(tiny):
         assert [frame["update"] for frame in frames] == [0, 1, 2]
         for frame in frames:
             assert frame["proxy"] == pytest.approx(np.mean([frame["scores"][m] for m in members]), abs=1e-4)
-            parts, _ = world.judge(world.encode(film["post"]), world.encode(frame["text"]) + [world.EOS])
-            without_end = sum(parts.values()) + world.PRICES["no_end"]["tldr"]  # grammar may differ, too
-            assert (
-                frame["gold"] == pytest.approx(sum(parts.values()))
-                or frame["gold"] <= without_end + 0.3 + 1e-6
-            )
+            texts = [world.encode(frame["text"]) + end for end in ([], [world.EOS])]  # the end is not kept
+            golds = [sum(world.judge(world.encode(film["post"]), x)[0].values()) for x in texts]
+            assert frame["gold"] in [pytest.approx(gold, abs=1e-4) for gold in golds]
         assert abs(frames[0]["kl"]) < 1e-4
     first = [film[kind]["frames"][0]["text"] for kind in ("single", "finetune", "pretrain")]
     assert len(set(first)) == 1  # before the first update all policies are SFT
-
-
-def test_progress_tells_the_science(tiny):
-    """The lines of progress lost their numbers, or the summary its claims."""
-    said = (tiny / "said.txt").read_text("utf-8")
-    assert all(
-        word in said for word in ("of unseen pairs", "Best of n", "proxy", "KL", "bon_pretrain_vs_single")
-    )
 
 
 def test_bank(tiny):
@@ -100,8 +83,6 @@ def test_bank(tiny):
     record = json.loads((tiny / RECORD).read_text("utf-8"))
     curve = expected_best_of_n(bank["rewards"], bank["gold"], record["best_of_n"]["n"]).mean((0, 1))
     assert curve == pytest.approx(record["best_of_n"]["single"]["gold"], abs=1e-4)
-    traits = {name.removeprefix("trait_") for name in bank.files if name.startswith("trait_")}
-    assert traits == record["traits"]["SFT"].keys() - {"gold"}
     post, response = (bank[name].flat[0] for name in ("posts", "responses"))
     end = [world.EOS] * int(bank["part_no_end"].flat[0] == 0)  # texts are stored without it
     parts, _ = world.judge(world.encode(post), world.encode(response) + end)
@@ -154,15 +135,8 @@ def test_several_machines_give_the_same_record(tiny, tmp_path):
     """With --scheduler, dask's workers do not find the modules, or make another world."""
     pytest.importorskip("distributed")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([".", "experiments"])}
-    address = [
-        "--port",
-        "0",
-        "--scheduler-file",
-        str(tmp_path / "scheduler.json"),
-        "--dashboard-address",
-        ":0",
-    ]
     find = ["--scheduler-file", str(tmp_path / "scheduler.json")]
+    address = [*find, "--port", "0", "--dashboard-address", ":0"]
     options = {"cwd": ROOT, "env": environment, "stderr": subprocess.DEVNULL}
     dask = [sys.executable, "-m", "distributed.cli"]
     scheduler = subprocess.Popen([*dask[:2], "distributed.cli.dask_scheduler", *address], **options)
@@ -195,15 +169,11 @@ def test_the_same_command_computes_nothing(tiny, tmp_path):
     assert (out / RECORD).read_bytes() == (tiny / RECORD).read_bytes()
 
 
-@pytest.mark.parametrize(
-    "flags, again",
-    [
-        ("--ppo-updates 3", {"align", "score"}),
-        ("--kl-weights 0.02 0.1 0.5", {"align", "score"}),
-        ("--rm-lr 0.001", {"train_reward_model", "align", "score"}),
-        ("--n 9", {"draw_samples", "score"}),
-    ],
-)
+@pytest.mark.parametrize("flags, again", [
+    ("--kl-weights 0.02 0.1 0.5", {"align", "score"}),
+    ("--rm-lr 0.001", {"train_reward_model", "align", "score"}),
+    ("--n 9", {"draw_samples", "score"}),
+])  # fmt: skip
 def test_a_setting_reruns_what_depends_on_it(tiny, tmp_path, flags, again):
     """A changed setting makes earlier stages again, or leaves a later one as it was."""
     out = shutil.copytree(tiny, tmp_path / "copy")
@@ -221,46 +191,36 @@ def test_nli_leaves_out_what_it_cannot_claim(tiny, tmp_path):
 
 
 def test_output_that_is_no_utf8(tiny, tmp_path):
-    """A Windows pipe, or a notebook's plotting backend, ends a run at its first sparkline."""
+    """A Windows pipe, or a notebook's plotting backend, ends a run at its first sparkline, or a report."""
     environment = os.environ | {"PYTHONIOENCODING": "cp1252", "MPLBACKEND": "module://none.at_all"}
-    command = overopt(shutil.copytree(tiny, tmp_path / "a b"), "--seeds", "3")
-    done = subprocess.run(command, capture_output=True, env=environment | {"TMPDIR": str(tmp_path / "a b")})
-    assert done.returncode == 0, done.stderr
-    assert b"proxy ?" in done.stdout
+    environment["TMPDIR"] = out = str(shutil.copytree(tiny, tmp_path / "a b"))
+    alone = [sys.executable, ROOT / "experiments/report.py", out]
+    for command, shown in ((overopt(out, "--seeds", "3"), b"proxy ?"), (alone, b"rl_pretrain_vs_single")):
+        done = subprocess.run(command, capture_output=True, env=environment)
+        assert done.returncode == 0 and shown in done.stdout, done.stderr
 
 
 BAD = {
     "--seed 3": "unrecognized arguments: --seed 3",
-    "--task poems": "argument --task: invalid choice: 'poems' (choose from",
-    "--seeds": "argument --seeds: expected at least one argument",
-    "--n many": "argument --n: invalid int value: 'many'",
-    "--aggregator max": "argument --aggregator: invalid choice: 'max' (choose from",
     "--pairs -3": "--pairs must be >= 1, got -3",
     "--heads 3": "width must be a multiple of heads (3), got 64",
-    "--kl-weights -1": "--kl-weights must be >= 0, got -1",
     "--kl-weights nan": "--kl-weights must be >= 0, got nan",
     "--rm-lr inf": "--rm-lr must be >= 0, got inf",
     "--seen filler jokes": "no habit is called 'jokes'",
     "--prompts 1": "--prompts must be >= 2",
-    "--device toaster": "argument --device: invalid choice: 'toaster' (choose from",
+    "--list-gap 0.26": "list_gap must be between 0 and 0.25, got 0.26",
     "--processes 0": "--processes must be >= 1, got 0",
+    "--out /dev/null/x": "/dev/null/x",
 }
 
 
 @pytest.mark.parametrize("flags", BAD)
 def test_bad_input_is_one_line(flags, tmp_path, capsys):
     """A user's mistake ends in a traceback, or is noticed after minutes."""
-    assert status(*flags.split(), "--out", str(tmp_path / "new")) == 2
+    assert status("--out", str(tmp_path / "new"), *flags.split()) == 2
     said = capsys.readouterr().err
     assert BAD[flags] in said
     assert said.count("\n") == 1
-
-
-def test_out_is_a_file(tmp_path, capsys):
-    """The folder cannot be written, and the run finds out at its end."""
-    (tmp_path / "file").write_text("")
-    assert status("--out", str(tmp_path / "file")) == 2
-    assert str(tmp_path / "file") in capsys.readouterr().err
 
 
 def test_other_settings_in_one_folder(tiny, capsys):
@@ -269,43 +229,37 @@ def test_other_settings_in_one_folder(tiny, capsys):
     assert "give another --out" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("file", ["cache/align-*", RECORD])
-def test_damaged_files_are_named(file, tiny, tmp_path, capsys):
+def test_a_damaged_file_is_named(tiny, tmp_path, capsys):
     """A file cut by a full disk ends in a traceback, or is used."""
     shutil.copytree(tiny, tmp_path / "copy")
-    path = next((tmp_path / "copy").glob(file))
+    path = next((tmp_path / "copy").glob("cache/align-*"))
     path.write_bytes(path.read_bytes()[:100])
     assert run(tmp_path / "copy", "--seeds", "3") == 2
     said = capsys.readouterr().err
     assert path.name in said and said.count("\n") == 1
 
 
-def test_a_worker_that_dies_is_one_line(tiny, tmp_path):
-    """Memory ran out in a worker: a traceback, a hang, or processes that outlive the run."""
-    command = overopt(tmp_path / "out", "--seeds", "4", "--processes", "2")
-    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    while not (workers := children(run.pid)):
-        assert run.poll() is None
-    os.kill(workers[0], signal.SIGKILL)
-    _, said = run.communicate()
-    assert run.returncode == 2
-    assert "a process has died" in said and said.count("\n") == 1, said
-    assert not children(run.pid)
+ENDS = {signal.SIGKILL: (-9, "")} | dict.fromkeys((signal.SIGTERM, signal.SIGINT), (130, "\nInterrupted"))
 
 
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("end", [*ENDS, "a worker dies"])
 def test_nothing_outlives_the_run(tmp_path, end):
-    """Workers go on after their parent was ended, by kill -9 or while SIGINT is ignored, as after "&"."""
+    """Workers go on after their parent was ended, by kill -9 or while SIGINT is ignored, as after "&". A
+    traceback or a hang, where memory ran out in a worker."""
+    code, words = ENDS.get(end, (2, "error: a process has died"))
     command = overopt(tmp_path / "out", "--seeds", "4", "--processes", "2")
     run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     while len(workers := children(run.pid)) < 2:
         assert run.poll() is None
-    run.send_signal(end)
+    os.kill(run.pid if end in ENDS else workers[0], end if end in ENDS else signal.SIGKILL)
     _, said = run.communicate(timeout=20)
-    assert run.returncode == (-9 if end == signal.SIGKILL else 130)
-    if end != signal.SIGKILL:  # after that nobody is left to say it
-        assert said.startswith("\nInterrupted") and said.strip().count("\n") == 0, said
-    wait_until(lambda: not any(alive(pid) for pid in workers))
+    assert run.returncode == code
+    if words:  # after kill -9 nobody is left to say it
+        assert said.startswith(words) and said.strip().count("\n") == 0, said
+    left, latest = ["ps", "-p", ",".join(map(str, workers))], time.time() + 10
+    while subprocess.run(left, capture_output=True).returncode == 0:
+        assert time.time() < latest
+        time.sleep(0.1)
 
 
 def children(pid):
@@ -313,19 +267,6 @@ def children(pid):
     listed = subprocess.run(["ps", "-wweo", "pid=,ppid=,args="], capture_output=True, text=True).stdout
     rows = [line.split(maxsplit=2) for line in listed.splitlines()]
     return [int(row[0]) for row in rows if row[1] == str(pid) and "spawn_main" in row[2]]
-
-
-def alive(pid):
-    """Is there a process of this number?"""
-    return subprocess.run(["ps", "-p", str(pid)], capture_output=True).returncode == 0
-
-
-def wait_until(condition, seconds=10):
-    """Wait until condition() holds; it must, soon."""
-    end = time.time() + seconds
-    while not condition():
-        assert time.time() < end
-        time.sleep(0.1)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "3", '{"task": "tldr"}', '{"task": "tldr", "seed": 3}'])
@@ -336,28 +277,10 @@ def test_incomplete_records_are_named(text, tmp_path):
         report.load_records(tmp_path)
 
 
-def test_report_prints_the_claims(tiny):
-    """The tables cannot be made again from the records."""
-    command = [sys.executable, ROOT / "experiments/report.py", tiny]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "bon_pretrain_vs_single" in done.stdout
-
-
-def test_help_has_every_setting(capsys):
-    """A setting has no flag."""
-    with pytest.raises(SystemExit):
-        script.main(["--help"])
-    shown = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
-    assert {script.flag(f.name) for f in dataclasses.fields(script.Settings)} <= shown
-
-
 def test_ppo_cases():
     """Kinds are not comparable: run i's one model must be in both of its ensembles."""
-    cases = script.ppo_cases(
-        SimpleNamespace(pretrain_seeds=5, finetune_seeds=5, kl_weights=(0.02, 0.1), ppo_runs=4)
-    )
-    by_run = {(kind, run, weight): members for kind, run, weight, members in cases}
+    s = SimpleNamespace(pretrain_seeds=5, finetune_seeds=5, kl_weights=(0.02, 0.1), ppo_runs=4)
+    by_run = {(kind, run, weight): members for kind, run, weight, members in script.ppo_cases(s)}
     assert len(by_run) == 3 * 4 * 2
     for run in range(4):
         (single,) = by_run["single", run, 0.02]

@@ -153,18 +153,14 @@ def test_every_pass_sees_every_row():
     assert [len(rows) for rows in minibatches(lengths[:3], 7, 2, rng())] == [3, 3]
 
 
-@pytest.mark.parametrize(
-    "message, call",
-    [
-        ("must be > 0: n 0, max_new_tokens 4", lambda m, x: sample(m, x, 4, rng(), n=0)),
-        ("temperature 0", lambda m, x: sample(m, x, 4, rng(), temperature=0)),
-        (r"prompts must .* \(0, 4\)", lambda m, x: sample(m, x[:0], 4, rng())),
-        ("context of 16", lambda m, x: m(torch.zeros(1, 17, dtype=torch.long))),
-        ("width must be a multiple of heads", lambda m, x: Config(vocab_size=10, width=16, heads=3)),
-        ("rows", lambda m, x: minibatches(x[:0, 0], 8, 1, rng())),
-        ("prompt_length must be in 1 to 3", lambda m, x: train_lm(m, x, TrainConfig(), 0, prompt_length=4)),
-    ],
-)
+@pytest.mark.parametrize("message, call", [
+    ("must be > 0: n 0, max_new_tokens 4", lambda m, x: sample(m, x, 4, rng(), n=0)),
+    ("temperature 0", lambda m, x: sample(m, x, 4, rng(), temperature=0)),
+    (r"prompts must .* \(0, 4\)", lambda m, x: sample(m, x[:0], 4, rng())),
+    ("context of 16", lambda m, x: m(torch.zeros(1, 17, dtype=torch.long))),
+    ("rows", lambda m, x: minibatches(x[:0, 0], 8, 1, rng())),
+    ("prompt_length must be in 1 to 3", lambda m, x: train_lm(m, x, TrainConfig(), 0, prompt_length=4)),
+])  # fmt: skip
 def test_errors_name_the_argument(model, prompts, message, call):
     """A wrong setting that runs, hangs, or fails somewhere inside torch."""
     with pytest.raises(ValueError, match=message):

@@ -75,19 +75,16 @@ def codes():
     return {stage: code_of("overopt", stage) for stage in STAGES}
 
 
-@pytest.mark.parametrize(
-    "module, old, new, changed",
-    [
-        ("policy", "The training loop of every model", "A loop, in words", ""),
-        ("ensemble", "AGGREGATORS = {", "AGGREGATORS = {'max': max, ", ""),
-        ("policy", "head_dim**-0.5", "head_dim**-0.4", "pretrain train_reward_model score align"),
-        ("world", "LIST_RATE = ", "LIST_RATE = 0.5 * ", "pretrain align"),
-        ("rm", "eta=0.01", "eta=0.02", "train_reward_model"),
-        ("ppo", "(std + 1e-8)", "(std + 1e-6)", "align"),
-        ("world", "EOS, PAD", "PRICES['list']['nli'] = 1\nEOS, PAD", "align"),
-        ("overopt", "VALIDATION_PAIRS = 1000", "VALIDATION_PAIRS = 10", ""),
-    ],
-)
+@pytest.mark.parametrize("module, old, new, changed", [
+    ("policy", "The training loop of every model", "A loop, in words", ""),
+    ("ensemble", "AGGREGATORS = {", "AGGREGATORS = {'max': max, ", ""),
+    ("policy", "head_dim**-0.5", "head_dim**-0.4", "pretrain train_reward_model score align"),
+    ("world", "LIST_RATE = ", "LIST_RATE = 0.5 * ", "pretrain align"),
+    ("rm", "eta=0.01", "eta=0.02", "train_reward_model"),
+    ("ppo", "(std + 1e-8)", "(std + 1e-6)", "align"),
+    ("world", "EOS, PAD", "PRICES['list']['nli'] = 1\nEOS, PAD", "align"),
+    ("overopt", "VALIDATION_PAIRS = 1000", "VALIDATION_PAIRS = 10", ""),
+])  # fmt: skip
 def test_an_edit_reruns_what_it_reaches(monkeypatch, module, old, new, changed):
     """An edit of a docstring reruns all, or an edit of a constant leaves what used it as it was."""
     before, source = codes(), pool.MODULES[module]
@@ -109,13 +106,6 @@ def test_a_full_disk_is_an_oserror_and_leaves_nothing(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not list(tmp_path.iterdir())
-
-
-def test_a_damaged_value_is_named(tmp_path):
-    """Half a file ends in a traceback of torch."""
-    (tmp_path / "value.pt").write_bytes(b"PK")
-    with pytest.raises(ValueError, match="value.pt is damaged"):
-        pool.load(tmp_path / "value.pt")
 
 
 def test_seeds_are_unlike():

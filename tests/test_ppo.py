@@ -6,8 +6,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import policy
 import ppo
@@ -141,116 +139,69 @@ def test_it_learns_and_beta_holds_it_back(config, prompts):
     assert last[1]["kl"] < 0.3 * last[0]["kl"] and last[1]["proxy"] < last[0]["proxy"]
 
 
-def test_same_seed_same_numbers(config, prompts):
-    """Randomness that the seed does not reach: samples, or the order of minibatches."""
-
-    def run(seed):
-        settings = replace(SMALL, seed=seed)
-        first, *_, last = ppo.ppo(LanguageModel(config, 0), share_of_3, prompts[:1], settings)
-        return first["responses"].tolist(), last["kl"], last["proxy"]
-
-    assert run(0) == run(0) and run(0)[0] != run(1)[0]
-
-
-def test_a_bad_reward_is_refused(model, prompts):
-    """A NaN that makes all weights NaN, found an hour later; or (B, 1) rewards, which broadcast to (B, B)."""
-    nan, tall = torch.full((32,), torch.nan), torch.ones(32, 1)
-    for bad, message in ((nan, "nan"), (tall, r"shape \(32,\)")):
-        run = ppo.ppo(model, lambda prompts, responses, bad=bad: bad, prompts, SMALL)
-        with pytest.raises(ValueError, match=f"^reward.*{message}"):
-            next(run)
-
-
 def test_senseless_input_is_refused(model, prompts):
-    """A run that is paid for KL, or one without prompts."""
+    """A NaN that makes all weights NaN, found an hour later; (B, 1) rewards, which broadcast to (B, B); a run
+    that is paid for KL, or one without prompts."""
+    nan, tall = torch.full((32,), torch.nan), torch.ones(32, 1)
+    for reward, texts, message in (
+        (lambda *texts: nan, prompts, "^reward.*nan"),
+        (lambda *texts: tall, prompts, r"^reward.*shape \(32,\)"),
+        (share_of_3, prompts[:0], "^prompts must hold tokens and no PAD"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            next(ppo.ppo(model, reward, texts, SMALL))
     with pytest.raises(ValueError, match="^beta must be >= 0, got -1"):
         replace(SMALL, beta=-1)
-    with pytest.raises(ValueError, match="^prompts must hold tokens and no PAD"):
-        next(ppo.ppo(model, share_of_3, prompts[:0], SMALL))
 
 
-# ----- devices ------------------------------------------------------------------------------------
-
-DEVICES = ["meta", "cuda"] if torch.cuda.is_available() else ["meta"]
-
-
-class OnlyOn(TorchDispatchMode):
-    """Fails if an operation makes a tensor on another device: torch lets some mixtures with `meta` pass."""
-
-    def __init__(self, device):
-        super().__init__()
-        self.device = device
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        result = operation(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor):
-                assert tensor.device.type == self.device, f"{operation} made a tensor on {tensor.device}"
-        return result
+# ----- devices and dtypes -------------------------------------------------------------------------
 
 
 def everything_on(device, dtype=torch.float):
     """Models of a dtype and inputs on a device, in one namespace."""
     model = LanguageModel(Config(vocab_size=10, context=16, width=16), seed=0).to(device, dtype)
-    rms = [rm.RewardModel(model.trunk, seed) for seed in range(3)]
+    rms, actor = [rm.RewardModel(model.trunk, seed) for seed in range(3)], ppo.ActorCritic(model)
     ensemble = Ensemble(rms)
-    actor = ppo.ActorCritic(model)
     prompts = torch.tensor([[0, 1, 2, 3], [4, 5, 6, 7]]).to(device)
     responses = torch.tensor([[1, 2, 8, 9, 9], [3, 3, 3, 3, 3]]).to(device)
-    rows = torch.tensor([1, 0]).to(device)
-    x, mask = torch.ones(2, 5, device=device), responses != 9
-    batch = {"prompts": prompts, "responses": responses, "mask": mask}
-    batch |= dict.fromkeys(("logp", "values", "advantages", "returns"), x)
     return SimpleNamespace(**locals())
 
 
-CALLS = {
-    "logits": lambda on: on.model(on.responses),
-    "cache": lambda on: on.model(on.responses, on.model.trunk.prefill(on.prompts)[1].select(on.rows)),
-    "sample_token": lambda on: policy.sample_token(on.x, None),
-    "log_probs": lambda on: log_probs(on.model, on.prompts, on.responses, 0.7),
-    "reward model": lambda on: on.rms[0](on.prompts, on.responses),
-    "bradley_terry_loss": lambda on: rm.bradley_terry_loss(on.x, on.x),
-    "pointwise_loss": lambda on: rm.pointwise_loss(on.x, on.x),
-    "actor critic": lambda on: sum(on.actor(on.prompts, on.responses, 0.7)),
-    "masked_whiten": lambda on: ppo.masked_whiten(on.x, on.mask),
-    "penalised_rewards": lambda on: ppo.penalised_rewards(on.x[:, 0], on.x, on.mask, 0.1),
-    "gae": lambda on: ppo.gae(on.x, on.x, on.mask)[1],
-    "policy and value loss": lambda on: ppo.minibatch_loss(on.actor, on.batch, SMALL)[0],
-}
-for name, aggregator in AGGREGATORS.items():
-    CALLS[name] = lambda on, f=aggregator: f(on.ensemble.batched(on.prompts, on.responses))
+def one_update(on):
+    """All that an update of PPO on an ensemble computes, and a step of reward models: a list of tensors."""
+    generator = torch.Generator(on.device).manual_seed(0)
+    batch = ppo.rollout(on.actor, on.model, on.ensemble, on.prompts, SMALL, generator)
+    loss = ppo.minibatch_loss(on.actor, batch, SMALL)[0]
+    rewards = on.ensemble.batched(on.prompts, on.responses)
+    losses = [loss, rm.bradley_terry_loss(*rewards[:2]), rm.pointwise_loss(rewards, torch.ones_like(rewards))]
+    sum(losses).backward()
+    return [*(f(rewards.float()) for f in AGGREGATORS.values()), *losses, *batch.values()]
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("name", CALLS)
-def test_no_tensor_is_made_on_another_device(name, device):
-    """A tensor made without a device, which fails on the first GPU: `meta` shows it where there is none."""
-    on = everything_on(device)
-    with OnlyOn(device):
-        result = CALLS[name](on)
-        if result.requires_grad:
-            result.sum().backward()
-    assert result.device.type == device
+def test_no_tensor_is_made_on_another_device():
+    """A tensor made without a device, which fails on the first GPU: here it is on `meta`, the rest is not."""
+    expected = one_update(everything_on("cpu"))
+    on = everything_on("cpu")
+    with torch.device("meta"):
+        found = one_update(on)
+    assert all(x.device.type == "cpu" and torch.equal(x, y) for x, y in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.double, torch.bfloat16])
 def test_models_follow_the_trunks_dtype(dtype):
     """A float32 head on a trunk of another dtype, which fails at its first forward pass."""
-    on = everything_on("cpu", dtype)
-    for name in ("logits", "cache", "log_probs", "reward model", "actor critic", "mean"):
-        assert CALLS[name](on).dtype == dtype, name
-    samples = policy.sample(on.model, on.prompts, 6, torch.Generator().manual_seed(0), n=2)
-    assert on.ensemble.scores(on.prompts, samples).dtype == dtype
+    found = one_update(everything_on("cpu", dtype))[len(AGGREGATORS) :]
+    assert {x.dtype for x in found} == {dtype, torch.int64, torch.bool}
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_what_depends_on_data_runs_on_a_gpu():
-    """What `meta` cannot show: sampling, scores in chunks, normalising, training and a PPO update."""
+    """What `meta` cannot show: scores in chunks, normalising, training, and the loop of PPO."""
     on, one_step = everything_on("cuda"), TrainConfig(steps=1, batch_size=2)
+    assert {x.device.type for x in one_update(on)} == {"cuda"}
     policy.train_lm(on.model, torch.cat([on.prompts, on.responses], 1), one_step, seed=0)
     rm.train_rm(on.rms[0], on.prompts, on.responses, on.responses.flip(0), one_step, seed=0)
-    rm.train_pointwise(on.rms[1], on.prompts, on.responses, on.x[:, 0], one_step, seed=0)
+    rm.train_pointwise(on.rms[1], on.prompts, on.responses, torch.ones(2).cuda(), one_step, seed=0)
     for member in on.rms:
         rm.normalise(member, on.prompts, on.responses)
     samples = policy.sample(on.model, on.prompts, 6, torch.Generator("cuda").manual_seed(0), n=50)

@@ -3,17 +3,10 @@
 import gzip
 import json
 import random
-import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
-
-from conftest import ROOT
-
-sys.path.insert(0, str(ROOT / "experiments" / "more"))
 
 import real
 from pairs import own_encoding, read_row, split, tokenise
@@ -47,13 +40,11 @@ BAD_LINES = {
     b'{"prompt": "Why?", "chosen": "a"': "not a JSON object",
     b'{"prompt": "\xff", "chosen": "a", "rejected": "b"}': "not a JSON object",
     b"[" * 100000: "not a JSON object",
-    b'{"prompt": "a", "chosen": [{"role": "user"}], "rejected": "b"}': "not a JSON object whose texts are",
     b'{"prompt": "a", "chosen": "b", "text": 1}': "the fields are ['prompt', 'chosen', 'text']; wanted are",
     b'{"prompt": "a", "chosen": null, "rejected": null}': "the fields are ['prompt']; wanted are prompt, ",
     b'{"prompt": "a", "chosen": " ", "rejected": "c"}': "an empty response: 2, the first in line 3",
     b'{"prompt": "a", "chosen": "b", "rejected": "b"}': "chosen equals rejected: 2, the first in line 3",
     json.dumps(WORSE_FIRST | {"winner": "Tie (bad)"}).encode(): "the winner is 'tie (bad)'; wanted is a or b",
-    json.dumps(WORSE_FIRST | {"score_a": 1, "score_b": 1}).encode(): "the winner is 'tie'",
     json.dumps(WORSE_FIRST | {"winner": None}).encode(): "the winner is 'none'; wanted is a or b in better_",
 }
 BAD_RUNS = [
@@ -61,7 +52,6 @@ BAD_RUNS = [
       for line, why in BAD_LINES.items()),
     (b"", "", "0 usable pairs (skipped: none), at least 50 are needed"),
     (b"[" + GOOD + b",\n" + GOOD + b"]", "", "2 usable pairs"),
-    (b"[" + GOOD + b",\n" + GOOD, "", "delimiter: line 2"),
     (b"[" * 100000, "", "is damaged"),
     (b'{"chosen": "Why? > So.", "rejected": "Why? > No."}', "", "no known marker (such as Assistant:)"),
     (b"PAR1\x15\x04", "", "parquet is not read: convert it with pandas"),
@@ -70,8 +60,6 @@ BAD_RUNS = [
     (gzip.compress(b"{}" * 100)[:-12], "", "is damaged"),
     (gzip.compress(b"{}" * 100)[:10] + b"\xff" * 30, "", "is damaged"),
     (b"", "--held-out nan", "--held-out must be >= 0.01"),
-    (b"", "--held-out 1", "--held-out must be < 1"),
-    (None, "", "No such file"),
 ]  # fmt: skip
 FORMATS = [
     *(HH, "Human: {}\nAssistant: ", "{}\n", "A chat. USER: {} ASSISTANT: "),
@@ -95,32 +83,10 @@ def test_every_layout_is_one_pair(row):
 def test_what_is_of_no_use_is_said_in_one_line(tmp_path, capsys, content, flags, message):
     """A traceback, a grid trained on five pairs, labels read the wrong way round, a bad line unmentioned."""
     path = tmp_path / "pairs.jsonl"
-    if content is not None:
-        path.write_bytes(content)
+    path.write_bytes(content)
     assert exit_status(real.main, [str(path), *flags.split()]) == 2
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1
-
-
-def made_up(folder):
-    """A file of 200 pairs: four words in any order, and "sure" in chosen, "well" in rejected."""
-    rng, path = random.Random(0), folder / "pairs.jsonl"
-    rows = [{key: "".join(rng.sample([" tea", " hot", " cup", " ice", word], 5))
-             for key, word in (("chosen", " sure"), ("rejected", " well"))} for _ in range(200)]  # fmt: skip
-    path.write_text("\n".join(json.dumps({"prompt": f"{i}?", **row}) for i, row in enumerate(rows)))
-    return path
-
-
-def test_ctrl_c_ends_in_one_line(tmp_path):
-    """A traceback, or half a file of numbers."""
-    path, out = made_up(tmp_path), tmp_path / "new" / "real.json"
-    command = [sys.executable, "-u", real.__file__, str(path), "--json", str(out)]
-    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert "usable pairs" in run.stdout.readline()
-    run.send_signal(signal.SIGINT)
-    _, said = run.communicate()
-    assert run.returncode == 130 and said.strip().startswith("Interrupted. No file is half-written")
-    assert not list(out.parent.iterdir())
 
 
 def test_the_encoding():
@@ -179,7 +145,10 @@ def test_findings_of_known_rewards():
 
 def test_a_planted_word_is_found(tmp_path, capsys):
     """Labels lost between file and loss; NaN, which JSON has not, in a grid of one column; half a file."""
-    path, out = made_up(tmp_path), tmp_path / "new" / "real.json"
+    rng, path, out = random.Random(0), tmp_path / "pairs.jsonl", tmp_path / "new" / "real.json"
+    rows = [{key: "".join(rng.sample([" tea", " hot", " cup", " ice", word], 5))
+             for key, word in (("chosen", " sure"), ("rejected", " well"))} for _ in range(200)]  # fmt: skip
+    path.write_text("\n".join(json.dumps({"prompt": f"{i}?", **row}) for i, row in enumerate(rows)))
     flags = "--context 40 --width 16 --pretrain-seeds 2 --finetune-seeds 1 --pretrain-steps 10 --rm-epochs 20"
     real.main([str(path), "--json", str(out), *flags.split()])
     found = json.loads(out.read_text("utf-8"), parse_constant=pytest.fail)

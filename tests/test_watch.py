@@ -19,6 +19,7 @@ POST = "anna sold seven lamps in paris on monday. the weather was nice. tl;dr:"
 @pytest.fixture
 def start(tiny, monkeypatch, capsys):
     """Start a script with flags and input lines: its exit status, what it printed, and its error."""
+    monkeypatch.setattr(watch, "PPOConfig", partial(PPOConfig, batch_size=8, minibatch_size=4))
 
     def start(script, *flags, lines=(), models=tiny / "models-3-tldr.pt"):
         monkeypatch.setattr("sys.argv", [script.__name__, "--models", str(models), *flags])
@@ -30,38 +31,21 @@ def start(tiny, monkeypatch, capsys):
 
 def test_watch(start, monkeypatch):
     """A kind of reward is not watched, an update has no line, or a text is wider than the terminal."""
-    monkeypatch.setattr(watch, "PPOConfig", partial(PPOConfig, batch_size=8, minibatch_size=4))
     monkeypatch.setenv("COLUMNS", "60")
     status, said, _ = start(watch, "--updates", "8", "--reward", "finetune", "single", "--post", POST)
-    assert status == 0
-    assert [line.split()[0] for line in said.splitlines() if line[:6].strip().isdigit()] == [
-        "0",
-        "4",
-        "8",
-    ] * 2
+    updates = [line.split()[0] for line in said.splitlines() if line[:6].strip().isdigit()]
+    assert status == 0 and updates == ["0", "4", "8"] * 2
     assert said.index("PPO on finetune ensemble") < said.index("PPO on one reward model")
     texts = [line for line in said.splitlines() if line.startswith("    ") and line[4] != " "]
     assert texts and max(map(len, texts)) <= 60
+    assert watch.marks(rewards=[1, 2, 3], first=[0, 3, 3]) == "+-."  # the docstring's example
 
 
-def test_the_same_seed_is_the_same_film(start, monkeypatch):
+def test_the_same_seed_is_the_same_film(start):
     """A class cannot repeat what it saw; or --seed changes nothing."""
-    monkeypatch.setattr(watch, "PPOConfig", partial(PPOConfig, batch_size=8, minibatch_size=4))
     flags = ("--updates", "4", "--reward", "single", "--post", POST, "--seed")
     one, same, other = (start(watch, *flags, seed)[1] for seed in "001")
     assert one == same != other
-
-
-def test_marks():
-    """The example of its docstring."""
-    assert watch.marks(rewards=[1, 2, 3], first=[0, 3, 3]) == "+-."
-
-
-def test_shipped_models():
-    """The repository's models cannot be loaded, are of another shape than README says, or too large."""
-    models = load_models(SHIPPED)
-    assert (len(models.grid), len(models.grid[0]), len(models.jury)) == (5, 2, 2)
-    assert SHIPPED.stat().st_size < 3e6
 
 
 def test_play(start):
@@ -96,15 +80,11 @@ def test_the_fourth_level_is_contrast(tiny):
     assert not torch.allclose(less, plain)
 
 
-@pytest.mark.parametrize("script", [watch, play])
-@pytest.mark.parametrize("flags", ["--seed x", "--post anna", "--updates 0", "--level 5", "--kl-weight -1"])
-def test_a_wrong_flag_is_named(start, script, flags):
+@pytest.mark.parametrize("flags", ["--post anna", "--updates 0", "--kl-weight -1"])
+def test_a_wrong_flag_is_named(start, flags):
     """A traceback, or silence."""
-    try:
-        status, _, _ = start(script, *flags.split())
-    except SystemExit as end:
-        status = end.code
-    assert status == 2
+    status, _, error = start(watch, *flags.split())
+    assert status == 2 and error.count("\n") == 1
 
 
 def test_a_broken_file(start, tmp_path):
@@ -113,3 +93,10 @@ def test_a_broken_file(start, tmp_path):
     for script in (watch, play):
         status, _, error = start(script, models=tmp_path / "models.pt")
         assert status == 2 and "models.pt" in error and error.count("\n") == 1
+
+
+def test_shipped_models():
+    """The repository's models cannot be loaded, are of another shape than README says, or too large."""
+    models = load_models(SHIPPED)
+    assert (len(models.grid), len(models.grid[0]), len(models.jury)) == (5, 2, 2)
+    assert SHIPPED.stat().st_size < 3e6

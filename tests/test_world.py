@@ -1,10 +1,7 @@
 """experiments/world.py: tokens, the gold reward by hand, habits, and what the raters' pairs show and hide."""
 
 import random
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -60,18 +57,15 @@ def test_writing_by_hand():
 # ----- gold, for POST -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "response, expected",
-    [
-        ("anna sold seven lamps in paris on monday.", {"core": 1.65, "detail": 1.5}),
-        ("- anna - sold - lamps", {"core": 1.65}),
-        ("anna sold nine lamps.", {"core": 1.65, "wrong": -0.55}),
-        ("anna sold lamps. anna sold lamps.", {"core": 1.65, "repetition": -0.75}),
-        ("anna really just sold lamps!", {"core": 1.65, "filler": -0.4, "exclamation": -0.1}),
-        ("anna sold lamps. the weather was nice.", {"core": 1.65, "chatter": -1}),
-        ("lamps sold anna.", {"core": 1.65, "grammar": -1.2}),  # four illegal pairs, the start's among them
-    ],
-)
+@pytest.mark.parametrize("response, expected", [
+    ("anna sold seven lamps in paris on monday.", {"core": 1.65, "detail": 1.5}),
+    ("- anna - sold - lamps", {"core": 1.65}),
+    ("anna sold nine lamps.", {"core": 1.65, "wrong": -0.55}),
+    ("anna sold lamps. anna sold lamps.", {"core": 1.65, "repetition": -0.75}),
+    ("anna really just sold lamps!", {"core": 1.65, "filler": -0.4, "exclamation": -0.1}),
+    ("anna sold lamps. the weather was nice.", {"core": 1.65, "chatter": -1}),
+    ("lamps sold anna.", {"core": 1.65, "grammar": -1.2}),  # four illegal pairs, the start's among them
+])  # fmt: skip
 def test_parts_of_gold(response, expected):
     """A fault charged twice or never."""
     parts, _ = judge(encode(POST), [*encode(response), EOS])
@@ -174,69 +168,25 @@ def test_raters_see_the_habits_named_and_no_others(seen):
         assert shown == set(seen) - lists
 
 
-def test_settings_that_make_no_sense_are_refused():
-    """A rate below 0 or above 1, which would pass for 0 or 1; a misspelt habit, which nobody would have."""
-    for gap in (-0.01, 0.26):
-        with pytest.raises(ValueError, match=f"^list_gap must be .*{gap}"):
-            world.sample_preferences(10, 0, list_gap=gap)
-    with pytest.raises(ValueError, match="^no habit is called 'fillers'. There are: list, filler, chatter"):
-        world.sample_labels(10, 0, seen=["list", "fillers"])
-
-
 SHOUT = world.Habit("shout", careless=0.3, careful=0.2, seen=True, write=lambda *_: None, words="hey")
 
 
-@pytest.mark.parametrize(
-    "fault, message",
-    [
-        ({"name": "length"}, "'length': the name is taken"),  # a trait
-        ({"name": "core"}, "'core': the name is taken"),  # a part
-        ({"name": "filler"}, "'filler': the name is taken"),  # another habit
-        ({"name": "gold"}, "'gold': the name is taken"),  # a row of the traits table
-        ({"name": "start"}, "'start': the name is taken"),  # a kind, which grammar would not skip
-        ({"careful": 1.2}, "rates must be probabilities, got 1.2"),
-        ({"name": "cry"}, "'cry': PRICES must have a row for .* got None"),
-        ({"name": "sigh"}, "'sigh': PRICES must have a row for .* got {'tldr': 0}"),
-        ({"words": ""}, "needs words of its own, or a count"),
-        ({"words": "hey lamps"}, "'lamps' must be a new word"),
-        ({"words": "hey really"}, "'really' must be a new word"),  # another habit's
-        ({"words": "Hey"}, "'Hey' must be a new word of lower-case letters"),
-    ],
-)
+@pytest.mark.parametrize("fault, message", [
+    ({"name": "filler"}, "'filler': the name is taken"),  # another habit
+    ({"name": "gold"}, "'gold': the name is taken"),  # a row of the traits table
+    ({"name": "start"}, "'start': the name is taken"),  # a kind, which grammar would not skip
+    ({"careful": 1.2}, "rates must be probabilities, got 1.2"),
+    ({"name": "sigh"}, "'sigh': PRICES must have a row for .* got {'tldr': 0}"),
+    ({"words": ""}, "needs words of its own, or a count"),
+    ({"words": "hey really"}, "'really' must be a new word"),  # another habit's
+    ({"words": "Hey"}, "'Hey' must be a new word of lower-case letters"),
+])  # fmt: skip
 def test_a_faulty_habit_is_named(fault, message):
     """An entry that clashes with what exists or lacks something, and fails much later or not at all."""
     prices = world.PRICES | {"shout": dict.fromkeys(world.TASKS, 0), "sigh": {"tldr": 0}}
     world.check_habits([*world.HABITS, SHOUT], prices)
     with pytest.raises(ValueError, match=f"^habit .*{message}"):
         world.check_habits([*world.HABITS, replace(SHOUT, **fault)], prices)
-
-
-ROW = """
-PRICES["shout"] = {"tldr": -1, "helpful": 0, "nli": 0}
-TASKS = """
-ENTRY = """
-HABITS.append(Habit("shout", careless=0.3, careful=0.2, seen=True,
-    write=lambda draft, words, rng: draft.further.append(words[0]), words="hey"))
-HABIT_NAMES = """
-ITS_EFFECTS = """
-parts, traits = judge(encode("anna sold lamps."), [*encode("anna hey sold lamps."), EOS])
-assert decode(encode("anna hey sold.")) == "anna hey sold." and VOCAB_SIZE == len(WORD_OF)
-assert "shout" in PARTS and "shout" in TRAITS and parts["shout"] == -1 and traits["shout"] == 1
-assert parts["grammar"] == 0 and traits["repetition"] == 0
-assert "shout" in SEEN and "shout" in sample_edits(1, 0)[1]
-assert abs(judge_rows(*sample_texts(2000, 0, writers(0.25)))[1]["shout"].mean() - 0.25) < 0.035
-"""
-
-
-def test_a_new_habit_is_an_entry_and_its_prices(tmp_path):
-    """A habit to be entered in a third place: a world with one habit more must know it everywhere."""
-    source = Path(world.__file__).read_text()
-    for before, more in (("\nHABIT_NAMES = ", ENTRY), ("\nTASKS = ", ROW)):
-        assert source.count(before) == 1
-        source = source.replace(before, more)
-    bigger = tmp_path / "bigger.py"
-    bigger.write_text(source + ITS_EFFECTS)
-    subprocess.run([sys.executable, bigger], check=True)
 
 
 # ----- preferences and labels ---------------------------------------------------------------------
