@@ -229,6 +229,13 @@ def weights_at_equal_kl(name, kind="single"):
     return difference
 
 
+def over_kinds(records, value, form=".1f"):
+    """The least and the largest of the three kinds' means of value(run), of PPO at the smallest KL weight."""
+    runs = {kind: [run for record in records for run in runs_of(record["ppo"], kind)] for kind in KINDS}
+    means = [np.mean([value(run) for run in runs[kind]]) for kind in KINDS]
+    return f"{min(means):{form}} to {max(means):{form}}"
+
+
 def overuse(kind, which=min):
     """How much PPO's texts overuse their favourite fact."""
     return lambda record: np.mean([run["overuse"] for run in runs_of(record["ppo"], kind, which)])
@@ -278,6 +285,9 @@ def sections(records):
     measures = "\n".join(f"- `{claim.id}`: {claim.statement}" for claim in CLAIMS)
     return texts | {
         "count": str(len(records["tldr"])),
+        "kl": over_kinds(records["tldr"], lambda run: run["kl"]),
+        "kl_cost": over_kinds(records["tldr"], lambda run: run["kl"] * run["kl_weight"], ".2f"),
+        "kl_gain": over_kinds(records["tldr"], lambda run: run["proxy"], ".2f"),
         "reproduced": reproduced(tables, records),
         "opposite": f"{len(opposite)} of {len(tested)}",
         "opposite_names": ", ".join(f"`{row['id']}`" for row in opposite),
