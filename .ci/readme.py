@@ -253,6 +253,7 @@ WHY = {
     "edit_list": edit("list"),
     "list_on_flawed": list_on_flawed,
     "edit_number": edit("wrong number"),
+    "edit_no_number": edit("no number"),
     "edit_object": edit("wrong object"),
     "number_excess": excess("wrong number"),
 }
