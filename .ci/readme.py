@@ -258,6 +258,7 @@ WHY = {
     "number_excess": excess("wrong number"),
 }
 SHOWN = dict.fromkeys(("unseen-chatter-tldr", "no-gap-tldr"), ("pretrain", "PPO at 0.02, finetune"))
+SHOWN["helpful"] = ("pretrain", "PPO at 0.02, single")
 RANKED = {"raters": "raters' texts", "sft": "SFT's samples", "ppo": "PPO's texts"}
 
 
