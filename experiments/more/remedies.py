@@ -202,7 +202,7 @@ def main(argv=None):
     for name, x in CHOSEN.items():
         parser.add_argument(overopt.flag(name), type=type(x), default=x, help=f"default {x}")
     parser.add_argument("--remedies", nargs="+", choices=REMEDIES, default=REMEDIES, help="default: all")
-    parser.add_argument("--ppo", nargs="*", choices=REMEDIES, help="to run PPO on (default: all of these)")
+    parser.add_argument("--ppo", nargs="*", choices=REMEDIES, help="those for PPO, too (default: all)")
     given = parser.parse_args(argv)
     given.ppo = given.remedies if given.ppo is None else given.ppo
     if given.ppo:
