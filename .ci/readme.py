@@ -98,8 +98,6 @@ def of_contrast(worlds, records):
         "contrast_level": mean_and_interval(
             ppo("none", "gold") - variants.numbers(worlds, "PPO at 0.02, finetune", "none", "gold")
         ),
-        "rise_own": f"{ppo('none', 'rise').mean():+.2f}",
-        "rise_elsewhere": mean_and_interval(ppo("none", "rise_elsewhere")),
     }
 
 
@@ -207,16 +205,15 @@ def minus(first, second):
     return lambda record: first(record) - second(record)
 
 
-def rise_markdown(records):
+def rise_markdown(records, method, rise):
     """What the rise of the proxy from SFT consists of."""
     rows = []
-    for method, rise in {"best of 64": rise_of_best, "PPO": rise_of_ppo}.items():
-        for kind, name in KINDS.items():
-            proxy, jury, gold = (rise(kind, whose) for whose in ("proxy", "jury", "gold"))
-            parts = (minus(proxy, jury), minus(jury, gold), gold)
-            rows.append([f"{method}, {name}", *(mean_over(records, part) for part in parts)])
-    header = ["", "the jury does not believe it (proxy - jury)", "gold does not pay it (jury - gold)", "gold"]
-    return markdown(header, rows)
+    for kind, name in KINDS.items():
+        proxy, jury, gold = (rise(kind, whose) for whose in ("proxy", "jury", "gold"))
+        parts = (minus(proxy, jury), minus(jury, gold), gold)
+        rows.append([name, *(mean_over(records, part) for part in parts)])
+    header = ["the jury does not believe it (proxy - jury)", "gold does not pay it (jury - gold)", "gold"]
+    return markdown([method, *header], rows)
 
 
 def weights_at_equal_kl(name, kind="single"):
@@ -298,7 +295,8 @@ def sections(records):
         "difficulty": f"\n```\n{(RESULTS / 'difficulty.txt').read_text('utf-8').strip()}\n```\n",
         "remedies": blocks(remedies["tldr"]),
         **of_contrast(remedies["tldr"], records["tldr"]),
-        "rise": f"\n{rise_markdown(records['tldr'])}\n",
+        "rise": f"\n{rise_markdown(records['tldr'], 'PPO on', rise_of_ppo)}\n",
+        "rise_best": f"\n{rise_markdown(records['tldr'], 'best of 64 by', rise_of_best)}\n",
         "claims": f"\n{claims_markdown(tables, records)}\n",
         "measures": f"\n{measures}\n",
         "worlds": "\n" + "\n".join(world_line(*item) for item in records.items()) + "\n",
