@@ -18,7 +18,7 @@ sys.path[:0] = [str(ROOT / "experiments" / "more"), str(ROOT / "experiments"), s
 import numpy as np
 
 import variants
-from claims import CLAIMS, KINDS, claims_table, mean_gain_at_equal_kl, runs_of
+from claims import BEST, CLAIMS, KINDS, PPO, claims_table, mean_gain_at_equal_kl, runs_of, smooth
 from figures import in_std
 from report import agreement, load_records, mean_and_interval
 
@@ -95,6 +95,8 @@ def of_contrast(worlds, records):
         "contrast_gold": mean_and_interval(ppo("contrast", "gold") - ppo("none", "gold")),
         "contrast_list": instead(lambda remedy: ppo(remedy, "list")),
         "contrast_shared": instead(shared),
+        "rise_own": f"{ppo('none', 'rise').mean():+.2f}",
+        "rise_elsewhere": mean_and_interval(ppo("none", "rise_elsewhere")),
         "contrast_level": mean_and_interval(
             ppo("none", "gold") - variants.numbers(worlds, "PPO at 0.02, finetune", "none", "gold")
         ),
@@ -137,13 +139,12 @@ def mean_over(records, values):
     return mean_and_interval([values(record) for record in records])
 
 
-def reproduced(tables, records):
-    """How many of the claims that are tested are reproduced: "19 of 25 in tldr (8 worlds), ..."."""
+def reproduced(tables, paper):
+    """How many of the claims that are tested, the paper's or ours, are reproduced: "13 of 15 in tldr, ..."."""
     counts = []
     for task, table in tables.items():
-        verdicts = [row["verdict"] for row in table.values() if row["sign"]]
-        found = f"{verdicts.count('reproduced')} of {len(verdicts)}"
-        counts.append(f"{found} in {task} ({len(records[task])} worlds)")
+        verdicts = [row["verdict"] for row in table.values() if row["sign"] and row["paper"] == paper]
+        counts.append(f"{verdicts.count('reproduced')} of {len(verdicts)} in {task}")
     return ", ".join(counts)
 
 
@@ -205,15 +206,21 @@ def minus(first, second):
     return lambda record: first(record) - second(record)
 
 
-def rise_markdown(records, method, rise):
-    """What the rise of the proxy from SFT consists of."""
+def more_than_sft(policy, trait):
+    """A trait of a policy's texts, minus SFT's."""
+    return lambda record: record["traits"][policy][trait] - record["traits"]["SFT"][trait]
+
+
+def rise_markdown(records, method, by, rise):
+    """What the rise of the proxy from SFT consists of, and of what there is more in the texts."""
     rows = []
     for kind, name in KINDS.items():
         proxy, jury, gold = (rise(kind, whose) for whose in ("proxy", "jury", "gold"))
-        parts = (minus(proxy, jury), minus(jury, gold), gold)
+        parts = [minus(proxy, jury), minus(jury, gold), gold]
+        parts += [more_than_sft(f"{method}, {kind}", trait) for trait in ("wrong_facts", "list")]
         rows.append([name, *(mean_over(records, part) for part in parts)])
-    header = ["the jury does not believe it (proxy - jury)", "gold does not pay it (jury - gold)", "gold"]
-    return markdown([method, *header], rows)
+    header = ["the jury does not believe it (proxy - jury)", "gold does not pay it (jury - gold)", "gold pays it"]
+    return markdown([f"{method} {by}", *header, "wrong facts", "lists"], rows)
 
 
 def weights_at_equal_kl(name, kind="single"):
@@ -224,6 +231,16 @@ def weights_at_equal_kl(name, kind="single"):
         return mean_gain_at_equal_kl(large, small, name)
 
     return difference
+
+
+def second_half(kind):
+    """How gold changes along PPO at the smallest KL weight, from half-way to the end."""
+
+    def change(record):
+        curves = [smooth(run["curve"]["gold"]) for run in runs_of(record["ppo"], kind)]
+        return np.mean([curve[-1] - curve[len(curve) // 2] for curve in curves])
+
+    return change
 
 
 def over_kinds(records, value, form=".1f"):
@@ -246,13 +263,16 @@ WHY = {
     "overuse_braked": overuse("single", max),
     "overuse_finetune": overuse("finetune"),
     "overuse_pretrain": overuse("pretrain"),
-    "luck": minus(rise_of_best("single", "proxy"), rise_of_best("single", "same")),
     "edit_list": edit("list"),
     "list_on_flawed": list_on_flawed,
     "edit_number": edit("wrong number"),
     "edit_no_number": edit("no number"),
     "edit_object": edit("wrong object"),
     "number_excess": excess("wrong number"),
+    "object_excess": excess("wrong object"),
+    "list_excess": excess("list"),
+    "half_single": second_half("single"),
+    "half_pretrain": second_half("pretrain"),
 }
 SHOWN = dict.fromkeys(("unseen-chatter-tldr", "no-gap-tldr"), ("pretrain", "PPO at 0.02, finetune"))
 SHOWN["helpful"] = ("pretrain", "PPO at 0.02, single")
@@ -279,24 +299,24 @@ def sections(records):
         f"remedies_{name.replace('-', '_')}": blocks(remedies[name], *ends) for name, ends in SHOWN.items()
     }
     results = [f"## {t}\n\n{full_markdown(tables[t])}\n\n{traits_markdown(records[t])}" for t in records]
-    tested = [row for row in tables["tldr"].values() if row["paper"] and row["sign"]]
-    opposite = [row for row in tested if row["verdict"] == "opposite"]
+    opposite = [row for row in tables["tldr"].values() if row["verdict"] == "opposite"]
     measures = "\n".join(f"- `{claim.id}`: {claim.statement}" for claim in CLAIMS)
     return texts | {
         "count": str(len(records["tldr"])),
+        "others": ", ".join(f"{task}: {len(found)}" for task, found in records.items() if task != "tldr"),
         "kl": over_kinds(records["tldr"], lambda run: run["kl"]),
         "kl_cost": over_kinds(records["tldr"], lambda run: run["kl"] * run["kl_weight"], ".2f"),
         "kl_gain": over_kinds(records["tldr"], lambda run: run["proxy"], ".2f"),
-        "reproduced": reproduced(tables, records),
-        "opposite": f"{len(opposite)} of {len(tested)}",
-        "opposite_names": ", ".join(f"`{row['id']}`" for row in opposite),
+        "paper": reproduced(tables, paper=True),
+        "ours": reproduced(tables, paper=False),
+        "opposite": ", ".join(f"`{row['id']}`" + " (ours)" * (not row["paper"]) for row in opposite),
         "list_taken": how_many(records["tldr"], lambda r: r["traits"]["PPO, pretrain"]["list"] > 0.5),
         "watch": f"\n```\n{shortened((RESULTS / 'watch.txt').read_text('utf-8'))}\n```\n",
         "difficulty": f"\n```\n{(RESULTS / 'difficulty.txt').read_text('utf-8').strip()}\n```\n",
         "remedies": blocks(remedies["tldr"]),
         **of_contrast(remedies["tldr"], records["tldr"]),
-        "rise": f"\n{rise_markdown(records['tldr'], 'PPO on', rise_of_ppo)}\n",
-        "rise_best": f"\n{rise_markdown(records['tldr'], 'best of 64 by', rise_of_best)}\n",
+        "rise": f"\n{rise_markdown(records['tldr'], PPO, 'on', rise_of_ppo)}\n",
+        "rise_best": f"\n{rise_markdown(records['tldr'], BEST, 'by', rise_of_best)}\n",
         "claims": f"\n{claims_markdown(tables, records)}\n",
         "measures": f"\n{measures}\n",
         "worlds": "\n" + "\n".join(world_line(*item) for item in records.items()) + "\n",
