@@ -37,7 +37,7 @@ class PPOConfig:  # settings of a PPO run
     seed: int = 0  # prompts, samples and shuffles
 
     def __post_init__(self):
-        if self.beta < 0:
+        if not self.beta >= 0:  # nor NaN
             raise ValueError(f"beta must be >= 0, got {self.beta}")
 
 

@@ -140,7 +140,7 @@ def mean_over(records, values):
 
 
 def reproduced(tables, paper):
-    """How many of the claims that are tested, the paper's or ours, are reproduced: "13 of 15 in tldr, ..."."""
+    """How many of the tested claims, the paper's or ours, are reproduced: "13 of 15 in tldr, ..."."""
     counts = []
     for task, table in tables.items():
         verdicts = [row["verdict"] for row in table.values() if row["sign"] and row["paper"] == paper]
@@ -219,8 +219,9 @@ def rise_markdown(records, method, by, rise):
         parts = [minus(proxy, jury), minus(jury, gold), gold]
         parts += [more_than_sft(f"{method}, {kind}", trait) for trait in ("wrong_facts", "list")]
         rows.append([name, *(mean_over(records, part) for part in parts)])
-    header = ["the jury does not believe it (proxy - jury)", "gold does not pay it (jury - gold)", "gold pays it"]
-    return markdown([f"{method} {by}", *header, "wrong facts", "lists"], rows)
+    header = [f"{method} {by}", "the jury does not believe it (proxy - jury)"]
+    header += ["gold does not pay it (jury - gold)", "gold pays it", "wrong facts", "lists"]
+    return markdown(header, rows)
 
 
 def weights_at_equal_kl(name, kind="single"):

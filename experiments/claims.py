@@ -63,12 +63,6 @@ class Evidence:
         """See `runs_of`."""
         return runs_of(self.runs, kind, which)
 
-    def texts(self, method, kind=None, which=min):
-        """What a policy's texts depend on: equal for policies that are one and the same."""
-        if method == PPO:
-            return [(run["kl_weight"], run["run"], run["members"]) for run in self.runs_of(kind, which)]
-        return [method] if method == SFT else [method, self.ensembles(kind)]
-
     def mean(self, name, method, kind=None, which=min):
         """Mean of gold, the jury's reward, the proxy or a trait over a policy's texts, or of PPO's `overuse`
         over its runs. Methods: SFT, BEST (largest n), PPO."""
@@ -110,7 +104,7 @@ def rank_correlation(scores):
     return np.corrcoef(scores.argsort(-1).argsort(-1)).reshape(len(scores), -1)
 
 
-def judged(scores, picks):
+def rewards_of_picks(scores, picks):
     """Mean reward by each model of what each has picked: (M, posts, n), (M, posts) -> (picker, model)."""
     return np.take_along_axis(scores[None], picks[:, None, :, None], axis=-1)[..., 0].mean(-1)
 
@@ -139,13 +133,13 @@ def bon_self_vs_same(evidence):
     picks = best_of_n(evidence.scores[:, :, :half])  # (M, posts)
     picked = np.take_along_axis(traits[None], picks[..., None, None], axis=2)  # (M, posts, 1, traits)
     nearest = half + np.linalg.norm(traits[:, half:] - picked, axis=-1).argmin(-1)
-    itself, same, _ = pair_means(judged(evidence.scores, nearest), evidence.F)
+    itself, same, _ = pair_means(rewards_of_picks(evidence.scores, nearest), evidence.F)
     return itself - same
 
 
 def bon_same_vs_other(evidence):
     """What others of its pretraining, and models of other pretrainings, say of a model's own picks."""
-    _, same, other = pair_means(judged(evidence.scores, best_of_n(evidence.scores)), evidence.F)
+    _, same, other = pair_means(rewards_of_picks(evidence.scores, best_of_n(evidence.scores)), evidence.F)
     return same - other
 
 
@@ -171,10 +165,7 @@ def rank_corr_pretrain(evidence):
 
 
 def gain(evidence, name, policy, other):
-    """The mean of gold or a trait over one policy's texts, minus another's; see Evidence.mean. NaN for two
-    policies that are one and the same, such as those of ensembles of one."""
-    if evidence.texts(*policy) == evidence.texts(*other):
-        return np.nan
+    """The mean of gold or a trait over one policy's texts, minus another's; see Evidence.mean."""
     return evidence.mean(name, *policy) - evidence.mean(name, *other)
 
 
@@ -219,8 +210,6 @@ def mean_gain_at_equal_kl(runs, others, name="gold"):
 def gain_at_equal_kl(evidence, better, worse):
     """Gold of PPO at the smallest KL weight, run by run where both have gone equally far: at the KL that the
     nearer of the two ends at."""
-    if evidence.texts(PPO, better) == evidence.texts(PPO, worse):
-        return np.nan
     return mean_gain_at_equal_kl(evidence.runs_of(better), evidence.runs_of(worse))
 
 
@@ -250,7 +239,8 @@ EVERY_TASK = {"tldr": 1, "helpful": 1, "nli": 1}
 
 def claims_of_kind(kind, suffix):
     """Overoptimisation of one reward model, or of ensembles."""
-    name, paper = KINDS[kind], PAIRWISE if kind == "single" else ()
+    name = "one reward model" if kind == "single" else f"{kind} ensembles"
+    paper = PAIRWISE if kind == "single" else ()
     for id, method in (("bon", BEST), ("rl", PPO)):
         words = f"Rise of its own reward minus the jury's, {method} {'by' if method == BEST else 'on'} {name}"
         yield Claim(f"overopt_{id}_jury{suffix}", words, unearned, (method, kind), EVERY_TASK, paper)
@@ -381,9 +371,12 @@ def ranked_as_gold(scores, gold):
 
 
 def ranked_on_ppo(evidence):
-    """`ranked_as_gold` on what PPO's runs at the smallest KL weight answer to a post: the first and the
-    second run are a pair, the third and the fourth, ...: of one kind, if there is an even number of runs."""
-    runs = [run for kind in KINDS for run in evidence.runs_of(kind)]
+    """`ranked_as_gold` on what PPO's runs at the smallest KL weight answer to a post: of each kind, the first
+    and the second run are a pair, the third and the fourth, ...; NaN if there is only one."""
+    found = [evidence.runs_of(kind) for kind in KINDS]
+    runs = [run for of_kind in found for run in of_kind[: len(of_kind) // 2 * 2]]
+    if not runs:
+        return np.full(len(evidence.scores), np.nan)
     scores, gold = (np.stack([run[name] for run in runs], axis=-1) for name in ("scores", "gold"))
     return ranked_as_gold(scores, gold)
 

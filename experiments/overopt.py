@@ -73,7 +73,6 @@ class Settings:
     rm_lr: float = setting(2e-3, "peak learning rate of reward models")
     eta: float = setting(0.01, "weight of the Bradley-Terry loss's centring term")
     label_temperature: float = setting(0.7, "raters' noise, a softmax temperature")
-    flipped: float = setting(0.0, "share of labels that are flipped")
     seen: tuple[str, ...] = setting(world.SEEN, f"habits that raters see, of {', '.join(world.HABIT_NAMES)}")
     # the SFT policy's samples
     prompts: int = setting(256, "posts that best-of-n and PPO's policies answer")
@@ -92,8 +91,6 @@ class Settings:
             least = 2 if name in ("prompts", "n") else 1 if isinstance(number, int) else 0
             if not least <= number < inf:
                 raise ValueError(f"{flag(name)} must be >= {least}, got {number}")
-        if self.flipped > 1:
-            raise ValueError(f"--flipped must be <= 1, got {self.flipped}")
         key(AGGREGATORS[self.aggregator], {})  # ValueError if no job can be made of it
         # Made here once, so that their own checks fail now and not after minutes.
         for width in (self.width, self.rm_width):
@@ -148,9 +145,8 @@ def judgements(s, task, count, seed):
     """What raters say: prompts, chosen, rejected of `count` pairs; nli: prompts, responses, labels, of twice
     as many responses."""
     if task == "nli":
-        return world.sample_labels(2 * count, seed, s.list_gap, s.flipped, s.seen)
-    noise = (s.label_temperature, s.flipped)
-    return world.sample_preferences(count, seed, s.list_gap, *noise, s.seen, task)
+        return world.sample_labels(2 * count, seed, s.list_gap, s.seen)
+    return world.sample_preferences(count, seed, s.list_gap, s.label_temperature, s.seen, task)
 
 
 def train_reward_model(
@@ -196,7 +192,8 @@ def align_to(reward, config, sft, ppo_config, task, posts, seed, kind, run, devi
     """PPO from the SFT policy on a reward function, then one response to each of `posts`: {kind, run,
     kl_weight, "curve": {name: numbers} over the updates, "kl": to SFT in nats per response, "responses"
     (posts, R), "frames": its responses to the first FILM_POSTS posts, before the first update and after each
-    of `film_updates`, (posts * frames, R)}. Runs of a number see the same prompts in the same order."""
+    of `film_updates`, (posts * frames, R)}. Runs of the same number, whatever their
+    kind and KL weight, draw the same prompts in the same order."""
     policy, reference = (language_model(config, sft, device) for _ in range(2))
     prompts = world.sample_posts(PPO_PROMPTS, seed_for(seed, "ppo posts")).to(device)
     gold = partial(world.gold, task=task)
@@ -247,9 +244,9 @@ class Trained:
     calibration: tuple  # other posts, and a sample for each: reward models are normalised on these
     states: list  # of M = P * F reward models, ordered by pretraining: F of the first, F of the second, ...
     jury: list  # states of reward models of a further pretraining
-    accuracies: list  # M, of the reward models that are no jury
-    ceiling: float  # gold's own accuracy. Labels are noisy, and its ties, 1 pair in 18, count as wrong; nli's
-    # labels leave out most of what gold pays for
+    accuracies: list  # M, each one's share of validation pairs in the raters' order
+    ceiling: float  # gold's own: labels are noisy, and its ties, 1 pair in 18, count as wrong; nli's labels
+    # look at wrong facts alone
 
 
 def train_models(s, seed, task, device, pool):
@@ -302,25 +299,21 @@ def train_models(s, seed, task, device, pool):
     )  # fmt: skip
 
 
-def evaluate(t, texts, pool):
-    """What reward models, jury and gold say of texts, {name: (posts, n responses to each)}: {name: {"scores"
-    (M, posts, n), "jury" (J, posts, n), "gold" (posts, n), "traits" {trait: (posts, n)}}}."""
-    evaluated = {}
-    for name, (posts, responses) in texts.items():
-        jobs = [{"state": state} for state in t.states + t.jury]
-        shared = {"config": t.rm_config, "posts": posts, "responses": responses, "device": t.device}
-        rewards = pool.map(score, jobs, **shared)
-        scores = np.array([x.double().numpy().reshape(len(posts), -1) for x in rewards])
-        each_post = posts.repeat_interleave(scores.shape[-1], 0)
-        parts, traits = world.judge_rows(each_post, responses, t.task)
-        gold = sum(part.double() for part in parts.values()).numpy().round(5)
-        evaluated[name] = {
-            "scores": scores[: len(t.states)],
-            "jury": scores[len(t.states) :],
-            "gold": gold.reshape(scores.shape[1:]),
-            "traits": {trait: x.double().numpy().reshape(scores.shape[1:]) for trait, x in traits.items()},
-        }
-    return evaluated
+def evaluate(t, posts, responses, pool):
+    """What reward models, jury and gold say of n responses to each post: {"scores" (M, posts, n), "jury"
+    (J, posts, n), "gold" (posts, n), "traits" {trait: (posts, n)}}."""
+    jobs = [{"state": state} for state in t.states + t.jury]
+    rewards = pool.map(score, jobs, config=t.rm_config, posts=posts, responses=responses, device=t.device)
+    scores = torch.stack(rewards).double().numpy().reshape(len(jobs), len(posts), -1)
+    each_post = posts.repeat_interleave(scores.shape[-1], 0)
+    parts, traits = world.judge_rows(each_post, responses, t.task)
+    gold = sum(part.double() for part in parts.values()).numpy().round(5)
+    return {
+        "scores": scores[: len(t.states)],
+        "jury": scores[len(t.states) :],
+        "gold": gold.reshape(scores.shape[1:]),
+        "traits": {trait: x.double().numpy().reshape(scores.shape[1:]) for trait, x in traits.items()},
+    }
 
 
 def evaluate_samples(t, pool):
@@ -329,24 +322,20 @@ def evaluate_samples(t, pool):
     s, seed = t.settings, t.seed
     writers = {"raters' texts": world.judged_writers(s.list_gap, s.seen, t.task)}
     writers["all habits"] = world.writers(s.list_gap)
-    texts = {
-        name: world.sample_texts(PROBES, seed_for(seed, name), two, n=2) for name, two in writers.items()
-    }
-    texts["SFT's samples"] = (t.posts, t.bank)
+    probes = {}
+    for name, two in writers.items():
+        probes[name] = evaluate(t, *world.sample_texts(PROBES, seed_for(seed, name), two, n=2), pool)
+    samples = probes["SFT's samples"] = evaluate(t, t.posts, t.bank, pool)
     edit_posts, edits = world.sample_edits(PROBES, seed_for(seed, "edits"))
-    edited = torch.stack(list(edits.values()), dim=1).flatten(0, 1)  # (posts * edits, R)
-    evaluated = evaluate(t, texts | {"edits": (edit_posts, edited)}, pool)
-    scores, gold = evaluated["edits"]["scores"], evaluated["edits"]["gold"]
-    paid = (scores - scores[..., :1]).mean(1)  # (M, edits), against the first, "none"
-    price = (gold - gold[..., :1]).mean(0)
+    edited = evaluate(t, edit_posts, torch.stack(list(edits.values()), dim=1).flatten(0, 1), pool)
+    paid = (edited["scores"] - edited["scores"][..., :1]).mean(1)  # (M, edits), against the first, "none"
+    price = (edited["gold"] - edited["gold"][..., :1]).mean(0)
     evidence = Evidence(
         F=s.finetune_seeds,
         accuracy=np.array(t.accuracies),
-        **evaluated["SFT's samples"],
+        **samples,
         edits={edit: {"models": paid[:, i], "gold": price[i]} for i, edit in enumerate(edits)},
-        ranking={
-            name: claims.ranked_as_gold(evaluated[name]["scores"], evaluated[name]["gold"]) for name in texts
-        },
+        ranking={name: claims.ranked_as_gold(x["scores"], x["gold"]) for name, x in probes.items()},
         aggregator=AGGREGATORS[s.aggregator],
     )
     pool.say(report.best_of_n_lines(claims.best_of_n_curves(evidence)))
@@ -371,9 +360,9 @@ def align_policies(t, evidence, pool, stage=align, kinds=KINDS, **arguments):
         states = [t.states[m] for m in members]
         jobs.append({"states": states, "ppo_config": ppo_config, "kind": kind, "run": run})
     aligned = pool.map(stage, jobs, tell=partial(report.ppo_line, ranges), **shared)
-    evaluated = evaluate(t, {i: (t.posts, run["responses"]) for i, run in enumerate(aligned)}, pool)
     runs = []
-    for (*_, members), run, x in zip(cases, aligned, evaluated.values(), strict=True):
+    for (*_, members), run in zip(cases, aligned, strict=True):
+        x = evaluate(t, t.posts, run["responses"], pool)
         by_post = {name: x[name][..., 0] for name in ("scores", "jury", "gold")}
         by_post["traits"] = {name: trait[:, 0] for name, trait in x["traits"].items()}
         by_post["proxy"] = evidence.aggregate(by_post["scores"][members])
@@ -383,8 +372,9 @@ def align_policies(t, evidence, pool, stage=align, kinds=KINDS, **arguments):
 
 
 def ppo_cases(s):
-    """(kind, run, KL weight, members) of each PPO run. In the grid of reward models, a row a pretraining, run
-    i is on row i (a finetune ensemble), on diagonal i (a pretrain ensemble), and on where they cross."""
+    """(kind, run, KL weight, members) of each PPO run. Run i takes row i of the grid of reward models, one
+    pretraining's, as its finetune ensemble, diagonal i as its pretrain ensemble, and the model where they
+    cross as its one reward model."""
     ensembles, cases = claims.all_ensembles(s.pretrain_seeds, s.finetune_seeds), []
     for kl_weight in sorted(set(s.kl_weights)):
         for run in range(s.ppo_runs):
@@ -402,7 +392,7 @@ def make_film(t, evidence, pool):
     first FILM_POSTS, it is the one on which PPO on one reward model raises proxy minus gold most, in std."""
     posts, updates = t.posts[:FILM_POSTS], [0, *film_updates(t.settings.ppo_updates)]
     runs = {kind: evidence.runs_of(kind)[0] for kind in KINDS}
-    evaluated = evaluate(t, {kind: (posts, run["frames"]) for kind, run in runs.items()}, pool)
+    evaluated = {kind: evaluate(t, posts, run["frames"], pool) for kind, run in runs.items()}
     for kind, run in runs.items():  # (posts, frames)
         evaluated[kind]["proxy"] = evidence.aggregate(evaluated[kind]["scores"][run["members"]])
     proxy, gold = evaluated["single"]["proxy"], evaluated["single"]["gold"]
@@ -430,7 +420,7 @@ def record_of(t, evidence, film):
     """A world's record, as it is in JSON."""
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
     head = {"seed": t.seed, "task": t.task, "settings": asdict(t.settings), "versions": versions}
-    accuracy = {"mean": np.mean(t.accuracies), "std": np.std(t.accuracies), "ceiling": t.ceiling}
+    accuracy = {"mean": np.mean(t.accuracies), "ceiling": t.ceiling}
     return head | rounded({
         "device": t.device,
         "accuracy": accuracy,
@@ -487,8 +477,8 @@ def add_flags(parser):
     add("--seeds", type=int, nargs="+", default=[1], help="the worlds to make (default 1)")
     add("--processes", type=int, default=cores, help=f"how many share the work (default {cores})")
     add("--scheduler", metavar="HOST:PORT", help="a dask scheduler, whose workers do the work")
-    add("--device", default="cpu", choices=("cpu", "cuda"), help="default cpu: these models are small")
-    add("--out", type=Path, help="the folder for results, in runs/ by default")
+    add("--device", default="cpu", choices=("cpu", "cuda"), help="where models compute (default cpu)")
+    add("--out", type=Path, help="the folder for results (default runs/overopt, with --quick runs/quick)")
     add("--quick", action="store_true", help="smaller defaults, where two are given")
     for f in fields(Settings):
         options = {"type": f.type}

@@ -1,4 +1,4 @@
-"""Text about a run: lines of progress, and a summary of the claims. Also records, and command lines.
+"""What a run prints, how its records are written and read, and what all command lines share.
 
     python experiments/report.py runs/overopt     # every claim of every task, over the worlds there
 
@@ -46,9 +46,9 @@ def load_records(folder):
     return {task: sorted(records[task], key=lambda record: record["seed"]) for task in tasks}
 
 
-def parser_of(docstring, **options):
+def parser_of(docstring):
     """A parser that shows a script's docstring as its help. A mistake is one line, without the usage."""
-    options |= {"formatter_class": argparse.RawDescriptionHelpFormatter, "usage": argparse.SUPPRESS}
+    options = {"formatter_class": argparse.RawDescriptionHelpFormatter, "usage": argparse.SUPPRESS}
     return argparse.ArgumentParser(description=docstring, allow_abbrev=False, **options)
 
 
@@ -62,8 +62,7 @@ def exit_status(function, *args):
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        rest = "No file is half-written, and overopt.py continues with the same command."
-        print(f"\nInterrupted. {rest}", file=sys.stderr)
+        print("\nInterrupted. An experiment continues with the same command.", file=sys.stderr)
         return 130
     return 0
 
@@ -93,7 +92,7 @@ def texts_lines(post, responses, task):
 def accuracy_line(accuracies, ceiling):
     """How well the reward models know the raters."""
     spread = f"{np.mean(accuracies):.1%} (std {np.std(accuracies):.1%})"
-    limit = f"A coin would order 50%, gold itself {ceiling:.1%}: labels are noisy."
+    limit = f"A coin would order 50%, gold itself {ceiling:.1%}."
     return f"Reward models order {spread} of unseen pairs as raters do. {limit}"
 
 

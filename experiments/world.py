@@ -354,23 +354,18 @@ def favourite(prompts, responses):
     return WORD_OF[fact], used[fact].item(), overuse[fact].item()
 
 
-def sample_preferences(count, seed, list_gap=0.25, temperature=0.7, flipped=0.0, seen=SEEN, task="tldr"):
+def sample_preferences(count, seed, list_gap=0.25, temperature=0.7, seen=SEEN, task="tldr"):
     """Pairs: prompts (count, P), chosen (count, R), rejected (count, R). The first response is preferred with
-    probability sigmoid((gold1 - gold2) / temperature); a share `flipped` of the labels is then flipped."""
+    probability sigmoid((gold1 - gold2) / temperature)."""
     prompts, both = sample_texts(count, f"preferences {seed}", judged_writers(list_gap, seen, task), n=2)
     first, second, rng = both[::2], both[1::2], random.Random(f"raters {seed}")
     margin = gold(prompts, first, task) - gold(prompts, second, task)
-    prefers_first = torch.tensor([rng.random() for _ in prompts]) < torch.sigmoid(margin / temperature)
-    flips = torch.tensor([rng.random() < flipped for _ in prompts])
-    first_wins = (prefers_first ^ flips)[:, None]
+    draws = torch.tensor([rng.random() for _ in prompts])
+    first_wins = (draws < torch.sigmoid(margin / temperature))[:, None]
     return prompts, torch.where(first_wins, first, second), torch.where(first_wins, second, first)
 
 
-def sample_labels(count, seed, list_gap=0.25, flipped=0.0, seen=SEEN):
-    """For nli: prompts (count, P), responses (count, R), labels (count,): 1 if no fact is wrong; then a share
-    `flipped` is flipped."""
+def sample_labels(count, seed, list_gap=0.25, seen=SEEN):
+    """For nli: prompts (count, P), responses (count, R), labels (count,): 1 if no fact is wrong."""
     prompts, responses = sample_texts(count, f"labels {seed}", judged_writers(list_gap, seen, "nli"))
-    right = judge_rows(prompts, responses)[1]["wrong_facts"] == 0
-    rng = random.Random(f"flips {seed}")
-    flips = torch.tensor([rng.random() < flipped for _ in range(count)])
-    return prompts, responses, (right ^ flips).float()
+    return prompts, responses, (judge_rows(prompts, responses)[1]["wrong_facts"] == 0).float()

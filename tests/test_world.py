@@ -203,19 +203,6 @@ def test_raters_prefer_by_gold_with_noise(task, temperature):
     assert (margin > 0).float().mean() == pytest.approx(expected, abs=0.03)
 
 
-def test_flipped_is_the_share_of_flipped_labels():
-    """Flips that draw other pairs, or another share of them."""
-    prompts, chosen, rejected = world.sample_preferences(2000, 0)
-    again, first, second = world.sample_preferences(2000, 0, flipped=0.25)
-    swapped = (first != chosen).any(1)
-    assert torch.equal(prompts, again) and torch.equal(
-        second, torch.where(swapped[:, None], chosen, rejected)
-    )
-    assert swapped.float().mean() == pytest.approx(0.25, abs=0.03)
-    labels, flipped = world.sample_labels(2000, 0)[2], world.sample_labels(2000, 0, flipped=0.25)[2]
-    assert (labels != flipped).float().mean() == pytest.approx(0.25, abs=0.03)
-
-
 def test_labels_are_of_single_responses():
     """Flipped labels, labels about something else than wrong facts, or careful writers among the checked."""
     prompts, responses, labels = world.sample_labels(2000, 0)
