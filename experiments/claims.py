@@ -55,7 +55,7 @@ class Evidence:
         pretrainings = {member // self.F for member in members}
         return [m for m in range(len(self.scores)) if m // self.F in pretrainings and m not in members]
 
-    def best_of_n(self, kind, values, ns):
+    def mean_of_best(self, kind, values, ns):
         """Mean of `values`, (posts, n) or (ensembles, posts, n), of the best of n by a kind: (len(ns),)."""
         return expected_best_of_n(self.proxies(kind), values, ns).mean((0, 1))
 
@@ -70,7 +70,7 @@ class Evidence:
             return np.mean([np.mean((run | run["traits"])[name]) for run in self.runs_of(kind, which)])
         values = {"gold": self.gold, "jury": self.jury.mean(0), **self.traits}  # (posts, n)
         values = self.proxies(kind) if name == "proxy" else values[name]
-        return values.mean() if method == SFT else self.best_of_n(kind, values, values.shape[-1:])[0]
+        return values.mean() if method == SFT else self.mean_of_best(kind, values, values.shape[-1:])[0]
 
 
 def runs_at(runs, kind, kl_weight):
@@ -182,7 +182,7 @@ def unearned(evidence, method, kind):
 def past_the_peak(evidence, kind):
     """Gold of the best of PEAK by a kind, minus of the largest n; NaN if there are too few samples to say."""
     largest = evidence.gold.shape[1]
-    peak, end = evidence.best_of_n(kind, evidence.gold, [min(PEAK, largest), largest])
+    peak, end = evidence.mean_of_best(kind, evidence.gold, [min(PEAK, largest), largest])
     return peak - end if largest > PEAK else np.nan
 
 
@@ -397,7 +397,7 @@ def best_of_n_curves(evidence):
         relatives = [evidence.relatives(members) for members in evidence.ensembles(kind)]
         if all(relatives):
             values["same"] = np.array([evidence.scores[models].mean(0) for models in relatives])
-        curves[kind] = {name: evidence.best_of_n(kind, x, ns).tolist() for name, x in values.items()}
+        curves[kind] = {name: evidence.mean_of_best(kind, x, ns).tolist() for name, x in values.items()}
     return curves
 
 

@@ -162,7 +162,8 @@ def main():
     if given.difficulty:
         return print(difficulty(models))
     print(f"Models: {models}")
-    print("Write a response that has a higher reward than the one to beat, and less gold. ? helps.")
+    print("Write a response that has a higher reward than the one to beat, and less gold.")
+    print("? helps, an empty line brings another post, Ctrl-D ends the game.")
     try:
         for level in range(given.level, max(LEVELS) + 1):
             print(f"\nLevel {level}: {LEVELS[level]}.")

@@ -7,12 +7,9 @@
 
 Nothing is trained first: the policy (SFT) and the reward models are those of one world of the results, and
 PPO has the default settings, and the prompts and seed of that world's first run. It is not the same run:
-weights are rounded, and the ensemble has other members. A line shows, after so many updates, the KL to SFT;
-over all texts the means of proxy and gold, the share of lists, and the fact that they overuse most, with the
-share that have it; then the answer to the one post, each time with the same luck. "Liked by" compares it with
-the first answer: a + for each reward model that rates it higher, a - lower, a . within a tenth of a standard
-deviation. PPO is trained on the members, neither on the others nor on the jury, which is of a further
-pretraining. Contrast is not normalised as in remedies.py: a KL weight brakes it harder than the ensemble.
+weights are rounded, and of each pretraining there are two reward models, so a finetune ensemble has two
+members. README.md explains the columns; the text answers the one post, each time with the same luck.
+Contrast is not normalised as in remedies.py: a KL weight brakes it harder than the ensemble.
 """
 
 import copy

@@ -46,10 +46,10 @@ def measure_arms(given, s, seed, pool):
         t = overopt.train_models(replace(s, **changes), seed, given.task, given.device, pool)
         evidence = overopt.evaluate_samples(t, pool)
         correlations = rank_correlation(evidence.scores.reshape(len(evidence.scores), -1))
-        single = variants.best_of_n(evidence, "single")["gold"]
+        single = variants.means_of_best(evidence, "single")["gold"]
         # The members of a finetune ensemble share a pretraining, those of a pretrain ensemble do not.
         for kind, agreement in zip(KINDS, pair_means(correlations, evidence.F), strict=True):
-            found = variants.best_of_n(evidence, kind)
+            found = variants.means_of_best(evidence, kind)
             found = {"gain_over_single": found["gold"] - single, **found}
             found |= {"agreement": agreement, "accuracy": evidence.accuracy.mean()}
             groups[f"best of n, {kind}"][arm] = found

@@ -139,7 +139,7 @@ def measure(given, s, seed, pool):
         kinds = [kind for kind in KINDS if kind != "single" or REMEDIES[name][1] is mean]
         changed = with_remedy(evidence, t, name, options, pool)
         for kind in kinds:
-            groups[f"best of n, {kind}"][name] = variants.best_of_n(changed, kind)
+            groups[f"best of n, {kind}"][name] = variants.means_of_best(changed, kind)
         if name not in given.ppo:
             continue
         remedy = {"name": name, "options": options, "calibration": t.calibration}

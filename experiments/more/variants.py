@@ -35,10 +35,10 @@ def compare(name, given, s, measure, quantities, base=None, **own):
     print(f"\n{name}.json and {name}.png are in {out}")
 
 
-def best_of_n(evidence, kind):
+def means_of_best(evidence, kind):
     """Gold, the jury's reward and every trait of the best of n by a kind: {name: (len(ns),)}."""
     values = {"gold": evidence.gold, "jury": evidence.jury.mean(0), **evidence.traits}
-    return {name: evidence.best_of_n(kind, x, powers(x.shape[1])) for name, x in values.items()}
+    return {name: evidence.mean_of_best(kind, x, powers(x.shape[1])) for name, x in values.items()}
 
 
 def numbers(worlds, group, variant, quantity, at=-1):
