@@ -153,9 +153,9 @@ def how_many(records, is_so):
     return f"{sum(map(is_so, records))} of {len(records)}"
 
 
-def edit(name):
-    """What the mean reward model pays for an edit of a perfect summary."""
-    return lambda record: np.mean(record["edits"][name]["models"])
+def edit(name, post="models"):
+    """What the mean reward model pays for an edit of a perfect summary; post="elsewhere": of another post."""
+    return lambda record: np.mean(record["edits"][name][post])
 
 
 def list_on_flawed(record):
@@ -265,6 +265,7 @@ WHY = {
     "overuse_finetune": overuse("finetune"),
     "overuse_pretrain": overuse("pretrain"),
     "edit_list": edit("list"),
+    "list_elsewhere": edit("list", "elsewhere"),
     "list_on_flawed": list_on_flawed,
     "edit_number": edit("wrong number"),
     "edit_no_number": edit("no number"),
@@ -304,7 +305,7 @@ def sections(records):
     measures = "\n".join(f"- `{claim.id}`: {claim.statement}" for claim in CLAIMS)
     return texts | {
         "count": str(len(records["tldr"])),
-        "others": ", ".join(f"{task}: {len(found)}" for task, found in records.items() if task != "tldr"),
+        "others": " and ".join(f"{len(found)} of {task}" for task, found in records.items() if task != "tldr"),
         "kl": over_kinds(records["tldr"], lambda run: run["kl"]),
         "kl_cost": over_kinds(records["tldr"], lambda run: run["kl"] * run["kl_weight"], ".2f"),
         "kl_gain": over_kinds(records["tldr"], lambda run: run["proxy"], ".2f"),

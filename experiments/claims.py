@@ -30,7 +30,8 @@ class Evidence:
     jury: np.ndarray  # (J, posts, n), the jury's
     gold: np.ndarray  # (posts, n), the true reward of the samples
     traits: dict  # name -> (posts, n), of the samples
-    edits: dict  # name -> what an edit of a perfect summary changes: {"models": (M,), "gold": number}
+    edits: dict  # name -> what an edit of a perfect summary changes: {"models": (M,), "elsewhere": (M,), the
+    # same under another post, "gold": number}
     ranking: dict  # kind of text -> (M,), share of pairs that each model orders as gold does
     aggregator: Callable  # of an ensemble: a function of ensemble.AGGREGATORS
     # PPO runs: dicts of kind, run, kl_weight, members, kl, curve, favourite (a fact), overuse (share of texts

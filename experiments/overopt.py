@@ -327,14 +327,15 @@ def evaluate_samples(t, pool):
         probes[name] = evaluate(t, *world.sample_texts(PROBES, seed_for(seed, name), two, n=2), pool)
     samples = probes["SFT's samples"] = evaluate(t, t.posts, t.bank, pool)
     edit_posts, edits = world.sample_edits(PROBES, seed_for(seed, "edits"))
-    edited = evaluate(t, edit_posts, torch.stack(list(edits.values()), dim=1).flatten(0, 1), pool)
-    paid = (edited["scores"] - edited["scores"][..., :1]).mean(1)  # (M, edits), against the first, "none"
-    price = (edited["gold"] - edited["gold"][..., :1]).mean(0)
+    edited = torch.stack(list(edits.values()), dim=1).flatten(0, 1)  # (posts * edits, R)
+    own, elsewhere = (evaluate(t, posts, edited, pool) for posts in (edit_posts, edit_posts.roll(1, 0)))
+    paid = {"models": own["scores"], "elsewhere": elsewhere["scores"], "gold": own["gold"]}
+    paid = {who: (x - x[..., :1]).mean(-2) for who, x in paid.items()}  # (..., edits), against "none"
     evidence = Evidence(
         F=s.finetune_seeds,
         accuracy=np.array(t.accuracies),
         **samples,
-        edits={edit: {"models": paid[:, i], "gold": price[i]} for i, edit in enumerate(edits)},
+        edits={edit: {who: x.T[i] for who, x in paid.items()} for i, edit in enumerate(edits)},
         ranking={name: claims.ranked_as_gold(x["scores"], x["gold"]) for name, x in probes.items()},
         aggregator=AGGREGATORS[s.aggregator],
     )

@@ -50,7 +50,7 @@ def test_record(tiny):
     assert record["best_of_n"]["n"] == [1, 2, 4, 8]
     for run in record["ppo"]:
         assert [len(run["curve"][name]) for name in ("kl", "proxy", "gold", "explained_variance")] == [2] * 4
-    assert all(len(row["models"]) == 4 for row in record["edits"].values())
+    assert all(len(row["models"]) == len(row["elsewhere"]) == 4 for row in record["edits"].values())
     assert record["edits"]["list"]["gold"] == 0 > record["edits"]["wrong object"]["gold"]
     assert all(run["favourite"] in world.FACT_WORDS and 0 <= run["overuse"] <= 1 for run in record["ppo"])
     assert list(record["ranking"]) == ["raters' texts", "all habits", "SFT's samples", "PPO's texts"]
