@@ -305,7 +305,7 @@ def sections(records):
     measures = "\n".join(f"- `{claim.id}`: {claim.statement}" for claim in CLAIMS)
     return texts | {
         "count": str(len(records["tldr"])),
-        "others": " and ".join(f"{len(found)} of {task}" for task, found in records.items() if task != "tldr"),
+        "others": " and ".join(f"{len(records[task])} of {task}" for task in records if task != "tldr"),
         "kl": over_kinds(records["tldr"], lambda run: run["kl"]),
         "kl_cost": over_kinds(records["tldr"], lambda run: run["kl"] * run["kl_weight"], ".2f"),
         "kl_gain": over_kinds(records["tldr"], lambda run: run["proxy"], ".2f"),
