@@ -164,6 +164,13 @@ def list_on_flawed(record):
     return np.mean([edit(f"list, {wrong}")(record) - edit(wrong)(record) for wrong in wrongs])
 
 
+def list_fans(record):
+    """The share of reward models that pay for it."""
+    models = {name: np.array(change["models"]) for name, change in record["edits"].items()}
+    pay = [models[f"list, {wrong}"] - models[wrong] for wrong in ("wrong number", "wrong object")]
+    return np.mean(sum(pay) > 0)
+
+
 def excess(name):
     """How much more what models pay for an edit differs between the means of pretrainings than it would by
     the luck of finetuning alone, which also shows within a pretraining. Standard deviations."""
@@ -174,11 +181,6 @@ def excess(name):
         return paid.mean(1).std(ddof=1) - luck
 
     return difference
-
-
-def ranked(kind):
-    """Share of pairs of this kind of text that the mean reward model orders as gold does."""
-    return lambda record: np.mean(np.array(record["ranking"][kind], float))
 
 
 def rise_of_best(kind, name):
@@ -212,16 +214,13 @@ def more_than_sft(policy, trait):
 
 
 def rise_markdown(records, method, by, rise):
-    """What the rise of the proxy from SFT consists of, and of what there is more in the texts."""
+    """How much more than SFT's a policy's texts earn, and of what there is more in them."""
     rows = []
     for kind, name in KINDS.items():
-        proxy, jury, gold = (rise(kind, whose) for whose in ("proxy", "jury", "gold"))
-        parts = [minus(proxy, jury), minus(jury, gold), gold]
-        parts += [more_than_sft(f"{method}, {kind}", trait) for trait in ("wrong_facts", "list")]
-        rows.append([name, *(mean_over(records, part) for part in parts)])
-    header = [f"{method} {by}", "the jury does not believe it (proxy - jury)"]
-    header += ["gold does not pay it (jury - gold)", "gold pays it", "wrong facts", "lists"]
-    return markdown(header, rows)
+        numbers = [rise(kind, whose) for whose in ("proxy", "jury", "gold")]
+        numbers += [more_than_sft(f"{method}, {kind}", trait) for trait in ("wrong_facts", "list")]
+        rows.append([name, *(mean_over(records, number) for number in numbers)])
+    return markdown([f"{method} {by}", "proxy", "jury", "gold", "wrong facts", "lists"], rows)
 
 
 def weights_at_equal_kl(name, kind="single"):
@@ -278,21 +277,19 @@ WHY = {
 }
 SHOWN = dict.fromkeys(("unseen-chatter-tldr", "no-gap-tldr"), ("pretrain", "PPO at 0.02, finetune"))
 SHOWN["helpful"] = ("pretrain", "PPO at 0.02, single")
-RANKED = {"raters": "raters' texts", "sft": "SFT's samples", "ppo": "PPO's texts"}
 
 
 def sections(records):
     """{name: text} of all that a page may ask for. A claim's id: its mean and interval for tldr."""
     tables = {task: {row["id"]: row for row in claims_table(found)} for task, found in records.items()}
     texts = {name: mean_over(records["tldr"], values) for name, values in WHY.items()}
-    for name, kind in RANKED.items():
-        texts[f"ranked_{name}"] = mean_and_interval([ranked(kind)(x) for x in records["tldr"]], sign="")
+    texts["list_fans"] = f"{np.mean([list_fans(record) for record in records['tldr']]):.2f}"
     for kind in ("single", "pretrain"):
         texts[f"list_{kind}"] = (
             f"{np.mean([x['traits'][f'PPO, {kind}']['list'] for x in records['tldr']]):.2f}"
         )
     for id, row in tables["tldr"].items():
-        texts[id] = mean_and_interval(row["numbers"]) + " (fragile)" * row["fragile"]
+        texts[id] = mean_and_interval(row["numbers"]) + " (fragile: one world decides)" * row["fragile"]
     remedies = {
         name: json.loads((RESULTS / f"remedies-{name}.json").read_text("utf-8"))["worlds"]
         for name in ("tldr", *SHOWN)
