@@ -140,11 +140,12 @@ def mean_over(records, values):
 
 
 def reproduced(tables, paper):
-    """How many of the tested claims, the paper's or ours, are reproduced: "13 of 15 in tldr, ..."."""
+    """How many of the tested claims, the paper's or ours, are reproduced: "13 of 15 in tldr (2 opposite)"."""
     counts = []
     for task, table in tables.items():
         verdicts = [row["verdict"] for row in table.values() if row["sign"] and row["paper"] == paper]
-        counts.append(f"{verdicts.count('reproduced')} of {len(verdicts)} in {task}")
+        opposite = f" ({verdicts.count('opposite')} opposite)" * ("opposite" in verdicts)
+        counts.append(f"{verdicts.count('reproduced')} of {len(verdicts)} in {task}{opposite}")
     return ", ".join(counts)
 
 
@@ -181,6 +182,18 @@ def excess(name):
         return paid.mean(1).std(ddof=1) - luck
 
     return difference
+
+
+def disagreement(record):
+    """How much more pretrainings differ on errors than on lists: see `excess`."""
+    errors = [excess(f"wrong {fact}")(record) for fact in ("number", "object")]
+    return np.mean(errors) - excess("list")(record)
+
+
+def ordered(method):
+    """Is gold in the order single < finetune < pretrain? Method: "bon" or "rl", of the claims' names."""
+    pairs = ("finetune_vs_single", "pretrain_vs_finetune")
+    return lambda record: all(record["claims"][f"{method}_{pair}"] > 0 for pair in pairs)
 
 
 def rise_of_best(kind, name):
@@ -269,9 +282,7 @@ WHY = {
     "edit_number": edit("wrong number"),
     "edit_no_number": edit("no number"),
     "edit_object": edit("wrong object"),
-    "number_excess": excess("wrong number"),
-    "object_excess": excess("wrong object"),
-    "list_excess": excess("list"),
+    "disagreement": disagreement,
     "half_single": second_half("single"),
     "half_pretrain": second_half("pretrain"),
 }
@@ -298,7 +309,6 @@ def sections(records):
         f"remedies_{name.replace('-', '_')}": blocks(remedies[name], *ends) for name, ends in SHOWN.items()
     }
     results = [f"## {t}\n\n{full_markdown(tables[t])}\n\n{traits_markdown(records[t])}" for t in records]
-    opposite = [row for row in tables["tldr"].values() if row["verdict"] == "opposite"]
     measures = "\n".join(f"- `{claim.id}`: {claim.statement}" for claim in CLAIMS)
     return texts | {
         "count": str(len(records["tldr"])),
@@ -308,7 +318,8 @@ def sections(records):
         "kl_gain": over_kinds(records["tldr"], lambda run: run["proxy"], ".2f"),
         "paper": reproduced(tables, paper=True),
         "ours": reproduced(tables, paper=False),
-        "opposite": ", ".join(f"`{row['id']}`" + " (ours)" * (not row["paper"]) for row in opposite),
+        "bon_order": how_many(records["tldr"], ordered("bon")),
+        "rl_order": how_many(records["tldr"], ordered("rl")),
         "list_taken": how_many(records["tldr"], lambda r: r["traits"]["PPO, pretrain"]["list"] > 0.5),
         "watch": f"\n```\n{shortened((RESULTS / 'watch.txt').read_text('utf-8'))}\n```\n",
         "difficulty": f"\n```\n{(RESULTS / 'difficulty.txt').read_text('utf-8').strip()}\n```\n",
