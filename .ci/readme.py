@@ -139,11 +139,11 @@ def mean_over(records, values):
     return mean_and_interval([values(record) for record in records])
 
 
-def reproduced(tables, paper):
-    """How many of the tested claims, the paper's or ours, are reproduced: "13 of 15 in tldr (2 opposite)"."""
+def reproduced(tables):
+    """How many of the paper's claims that are tested are reproduced: "13 of 15 in tldr (2 opposite), ..."."""
     counts = []
     for task, table in tables.items():
-        verdicts = [row["verdict"] for row in table.values() if row["sign"] and row["paper"] == paper]
+        verdicts = [row["verdict"] for row in table.values() if row["sign"] and row["paper"]]
         opposite = f" ({verdicts.count('opposite')} opposite)" * ("opposite" in verdicts)
         counts.append(f"{verdicts.count('reproduced')} of {len(verdicts)} in {task}{opposite}")
     return ", ".join(counts)
@@ -316,8 +316,7 @@ def sections(records):
         "kl": over_kinds(records["tldr"], lambda run: run["kl"]),
         "kl_cost": over_kinds(records["tldr"], lambda run: run["kl"] * run["kl_weight"], ".2f"),
         "kl_gain": over_kinds(records["tldr"], lambda run: run["proxy"], ".2f"),
-        "paper": reproduced(tables, paper=True),
-        "ours": reproduced(tables, paper=False),
+        "paper": reproduced(tables),
         "bon_order": how_many(records["tldr"], ordered("bon")),
         "rl_order": how_many(records["tldr"], ordered("rl")),
         "list_taken": how_many(records["tldr"], lambda r: r["traits"]["PPO, pretrain"]["list"] > 0.5),

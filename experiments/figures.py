@@ -166,7 +166,7 @@ def frontier(records):
         if kind == "finetune":
             for where, y, weight in zip(x[1:], np.mean(gold, axis=1)[1:], weights, strict=True):
                 axis.annotate(f"{weight:g}", (where, y), (0, 8), textcoords="offset points", fontsize=10)
-    axis.set(title="How far is too far? PPO at each KL weight")
+    axis.set(title="Where does PPO end at each KL weight? From SFT outwards")
     xlabel = f"KL to SFT (nats per response). Dots: single worlds at {weights[-1]:g}"
     axis.set(xlabel=xlabel, ylabel="true reward (gold)")
     axis.legend()
