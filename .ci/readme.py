@@ -294,7 +294,10 @@ def sections(records):
     """{name: text} of all that a page may ask for. A claim's id: its mean and interval for tldr."""
     tables = {task: {row["id"]: row for row in claims_table(found)} for task, found in records.items()}
     texts = {name: mean_over(records["tldr"], values) for name, values in WHY.items()}
-    texts["list_fans"] = f"{np.mean([list_fans(record) for record in records['tldr']]):.2f}"
+    lists = [(list_fans(x), edit("list", "elsewhere")(x), list_on_flawed(x)) for x in records["tldr"]]
+    fans, elsewhere, here = np.mean(lists, axis=0)
+    texts["list_fans"], texts["list_half"] = f"{100 * fans:.0f} %", f"{elsewhere / 2:.2f}"
+    texts["list_here"] = f"{here:.2f}"
     for kind in ("single", "pretrain"):
         texts[f"list_{kind}"] = (
             f"{np.mean([x['traits'][f'PPO, {kind}']['list'] for x in records['tldr']]):.2f}"
