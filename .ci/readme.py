@@ -263,6 +263,11 @@ def over_kinds(records, value, form=".1f"):
     return f"{min(means):{form}} to {max(means):{form}}"
 
 
+def end_of_ppo(kind, which):
+    """Gold of PPO."""
+    return lambda record: np.mean([run["gold"] for run in runs_of(record["ppo"], kind, which)])
+
+
 def overuse(kind, which=min):
     """How much PPO's texts overuse their favourite fact."""
     return lambda record: np.mean([run["overuse"] for run in runs_of(record["ppo"], kind, which)])
@@ -298,10 +303,16 @@ def sections(records):
     fans, elsewhere, here = np.mean(lists, axis=0)
     texts["list_fans"], texts["list_half"] = f"{100 * fans:.0f} %", f"{elsewhere / 2:.2f}"
     texts["list_here"] = f"{here:.2f}"
+    for kind, which in (("single", max), ("pretrain", min)):
+        ends = [end_of_ppo(kind, which)(record) for record in records["tldr"]]
+        texts[f"end_{kind}"] = f"{np.mean(ends):.2f}"
     for kind in ("single", "pretrain"):
         texts[f"list_{kind}"] = (
             f"{np.mean([x['traits'][f'PPO, {kind}']['list'] for x in records['tldr']]):.2f}"
         )
+    wrong = [more_than_sft(f"{BEST}, {kind}", "wrong_facts") for kind in KINDS]
+    wrong = [f"{np.mean([values(record) for record in records['tldr']]):+.2f}" for values in wrong]
+    texts["wrong_of_best"] = ", ".join(wrong)
     for id, row in tables["tldr"].items():
         texts[id] = mean_and_interval(row["numbers"]) + " (fragile: one world decides)" * row["fragile"]
     remedies = {
@@ -315,7 +326,7 @@ def sections(records):
     measures = "\n".join(f"- `{claim.id}`: {claim.statement}" for claim in CLAIMS)
     return texts | {
         "count": str(len(records["tldr"])),
-        "others": " and ".join(f"{len(records[task])} of {task}" for task in records if task != "tldr"),
+        "others": ", ".join(str(len(found)) for found in records.values()),
         "kl": over_kinds(records["tldr"], lambda run: run["kl"]),
         "kl_cost": over_kinds(records["tldr"], lambda run: run["kl"] * run["kl_weight"], ".2f"),
         "kl_gain": over_kinds(records["tldr"], lambda run: run["proxy"], ".2f"),
