@@ -306,10 +306,6 @@ def sections(records):
     for kind, which in (("single", max), ("pretrain", min)):
         ends = [end_of_ppo(kind, which)(record) for record in records["tldr"]]
         texts[f"end_{kind}"] = f"{np.mean(ends):.2f}"
-    for kind in ("single", "pretrain"):
-        texts[f"list_{kind}"] = (
-            f"{np.mean([x['traits'][f'PPO, {kind}']['list'] for x in records['tldr']]):.2f}"
-        )
     wrong = [more_than_sft(f"{BEST}, {kind}", "wrong_facts") for kind in KINDS]
     wrong = [f"{np.mean([values(record) for record in records['tldr']]):+.2f}" for values in wrong]
     texts["wrong_of_best"] = ", ".join(wrong)
@@ -334,6 +330,7 @@ def sections(records):
         "bon_order": how_many(records["tldr"], ordered("bon")),
         "rl_order": how_many(records["tldr"], ordered("rl")),
         "list_taken": how_many(records["tldr"], lambda r: r["traits"]["PPO, pretrain"]["list"] > 0.5),
+        "list_taken_single": how_many(records["tldr"], lambda r: r["traits"]["PPO, single"]["list"] > 0.5),
         "watch": f"\n```\n{shortened((RESULTS / 'watch.txt').read_text('utf-8'))}\n```\n",
         "difficulty": f"\n```\n{(RESULTS / 'difficulty.txt').read_text('utf-8').strip()}\n```\n",
         "remedies": blocks(remedies["tldr"]),
