@@ -51,6 +51,7 @@ def test_record(tiny):
     for run in record["ppo"]:
         assert [len(run["curve"][name]) for name in ("kl", "proxy", "gold", "explained_variance")] == [2] * 4
     assert all(len(row["models"]) == len(row["elsewhere"]) == 4 for row in record["edits"].values())
+    assert record["edits"]["list"]["elsewhere"] != record["edits"]["list"]["models"]  # of another post
     assert record["edits"]["list"]["gold"] == 0 > record["edits"]["wrong object"]["gold"]
     assert all(run["favourite"] in world.FACT_WORDS and 0 <= run["overuse"] <= 1 for run in record["ppo"])
     assert list(record["ranking"]) == ["raters' texts", "all habits", "SFT's samples", "PPO's texts"]
