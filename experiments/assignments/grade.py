@@ -174,10 +174,8 @@ def main(argv=None):
         parser.error(f"{args.folder} is not a folder")
     if not args.limit > 0:
         parser.error(f"--limit must be > 0, got {args.limit:g}")
-    given, numbers = (
-        Given(args.seed, args.bank.resolve(), args.models.resolve()),
-        list(dict.fromkeys(args.only)),
-    )
+    given = Given(args.seed, args.bank.resolve(), args.models.resolve())
+    numbers = list(dict.fromkeys(args.only))
     students = students_of(args.folder.resolve())
     try:
         print(f"commit {commit()}, Python {platform.python_version()}, torch {torch.__version__}")
