@@ -18,7 +18,7 @@ sys.path[:0] = [str(ROOT / "experiments" / "more"), str(ROOT / "experiments"), s
 import numpy as np
 
 import variants
-from claims import BEST, CLAIMS, KINDS, PPO, claims_table, mean_gain_at_equal_kl, runs_of, smooth
+from claims import BEST, CLAIMS, KINDS, PPO, claims_table, mean_gain_at_equal_kl, runs_at, runs_of, smooth
 from figures import in_std
 from report import agreement, load_records, mean_and_interval
 
@@ -263,9 +263,9 @@ def over_kinds(records, value, form=".1f"):
     return f"{min(means):{form}} to {max(means):{form}}"
 
 
-def end_of_ppo(kind, which):
-    """Gold of PPO."""
-    return lambda record: np.mean([run["gold"] for run in runs_of(record["ppo"], kind, which)])
+def end_of_ppo(kind, kl_weight):
+    """Gold of PPO at a KL weight."""
+    return lambda record: np.mean([run["gold"] for run in runs_at(record["ppo"], kind, kl_weight)])
 
 
 def overuse(kind, which=min):
@@ -288,6 +288,7 @@ WHY = {
     "edit_no_number": edit("no number"),
     "edit_object": edit("wrong object"),
     "disagreement": disagreement,
+    "brake_pretrain": minus(end_of_ppo("pretrain", 0.1), end_of_ppo("pretrain", 0.02)),
     "half_single": second_half("single"),
     "half_pretrain": second_half("pretrain"),
 }
@@ -303,8 +304,8 @@ def sections(records):
     fans, elsewhere, here = np.mean(lists, axis=0)
     texts["list_fans"], texts["list_half"] = f"{100 * fans:.0f} %", f"{elsewhere / 2:.2f}"
     texts["list_here"] = f"{here:.2f}"
-    for kind, which in (("single", max), ("pretrain", min)):
-        ends = [end_of_ppo(kind, which)(record) for record in records["tldr"]]
+    for kind, kl_weight in (("single", 0.2), ("pretrain", 0.02)):
+        ends = [end_of_ppo(kind, kl_weight)(record) for record in records["tldr"]]
         texts[f"end_{kind}"] = f"{np.mean(ends):.2f}"
     wrong = [more_than_sft(f"{BEST}, {kind}", "wrong_facts") for kind in KINDS]
     wrong = [f"{np.mean([values(record) for record in records['tldr']]):+.2f}" for values in wrong]

@@ -46,7 +46,7 @@ def overoptimisation(records):
             gold = [in_std(record, curve) for record, curve in zip(records, gold, strict=True)]
             band(axis, kl.mean(0), proxy, GREY, f"proxy, KL weight {weight:g}", style)
             band(axis, kl.mean(0), gold, COLOURS[kind], f"gold, KL weight {weight:g}", style)
-        axis.set(title=f"PPO on {KINDS[kind]}", xlabel="KL to SFT (nats per response)")
+        axis.set(title=f"PPO on {KINDS[kind]}", xlabel="KL to SFT (nats, mean of 5 updates)")
         axis.legend(fontsize=9, loc="upper left")
     low, high = axes[0].get_ylim()
     axes[0].set(ylabel="gain over SFT (std)", ylim=(low, high + 0.5 * (high - low)))  # room for the legends
@@ -163,9 +163,9 @@ def frontier(records):
         x = np.mean(kl, axis=1)
         band(axis, x, np.transpose(gold), COLOURS[kind], name)
         axis.plot(kl[-1], gold[-1], ".", color=COLOURS[kind], alpha=0.5)
-        if kind == "finetune":
+        if kind == "single":  # the lowest line
             for where, y, weight in zip(x[1:], np.mean(gold, axis=1)[1:], weights, strict=True):
-                axis.annotate(f"{weight:g}", (where, y), (0, 8), textcoords="offset points", fontsize=10)
+                axis.annotate(f"{weight:g}", (where, y), (-4, -18), textcoords="offset points", fontsize=10)
     axis.set(title="Where does PPO end at each KL weight? From SFT outwards")
     xlabel = f"KL to SFT (nats per response). Dots: single worlds at {weights[-1]:g}"
     axis.set(xlabel=xlabel, ylabel="true reward (gold)")
