@@ -92,7 +92,8 @@ def of_contrast(worlds, records):
         return f"{change('contrast').mean():.2f} instead of {change('none').mean():.2f}"
 
     return {
-        "contrast_gold": mean_and_interval(ppo("contrast", "gold") - ppo("none", "gold")),
+        "contrast_gold": mean_and_interval(ppo("contrast", "gold") - ppo("none", "gold"), ""),
+        "contrast_wrong": mean_and_interval(ppo("none", "wrong_facts") - ppo("contrast", "wrong_facts"), ""),
         "contrast_list": instead(lambda remedy: ppo(remedy, "list")),
         "contrast_shared": instead(shared),
         "rise_own": f"{ppo('none', 'rise').mean():+.2f}",
