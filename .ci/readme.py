@@ -141,13 +141,24 @@ def mean_over(records, values):
 
 
 def reproduced(tables):
-    """How many of the paper's claims that are tested are reproduced: "13 of 15 in tldr (2 opposite), ..."."""
+    """How many of the paper's claims that are tested are reproduced: "13 of 15 in tldr, ..."."""
     counts = []
     for task, table in tables.items():
         verdicts = [row["verdict"] for row in table.values() if row["sign"] and row["paper"]]
-        opposite = f" ({verdicts.count('opposite')} opposite)" * ("opposite" in verdicts)
-        counts.append(f"{verdicts.count('reproduced')} of {len(verdicts)} in {task}{opposite}")
+        counts.append(f"{verdicts.count('reproduced')} of {len(verdicts)} in {task}")
     return ", ".join(counts)
+
+
+def fragile(table):
+    """How many of the paper's claims are reproduced, but not without some one world."""
+    return str(sum(row["fragile"] for row in table.values() if row["paper"]))
+
+
+def astray(records):
+    """How many of PPO's runs of each kind at the smallest KL weight end with gold below 0."""
+    runs = [[run["gold"] for record in records for run in runs_of(record["ppo"], kind)] for kind in KINDS]
+    counts = [str(sum(gold < 0 for gold in of_kind)) for of_kind in runs]
+    return f"{', '.join(counts[:-1])} and {counts[-1]} of {len(runs[0])}"
 
 
 def how_many(records, is_so):
@@ -329,6 +340,8 @@ def sections(records):
         "kl_cost": over_kinds(records["tldr"], lambda run: run["kl"] * run["kl_weight"], ".2f"),
         "kl_gain": over_kinds(records["tldr"], lambda run: run["proxy"], ".2f"),
         "paper": reproduced(tables),
+        "fragile": fragile(tables["helpful"]),
+        "astray": astray(records["helpful"]),
         "bon_order": how_many(records["tldr"], ordered("bon")),
         "rl_order": how_many(records["tldr"], ordered("rl")),
         "list_taken": how_many(records["tldr"], lambda r: r["traits"]["PPO, pretrain"]["list"] > 0.5),
