@@ -9,7 +9,7 @@ Nothing is trained first: the policy (SFT) and the reward models are those of on
 PPO has the default settings, and the prompts and seed of that world's first run. It is not the same run:
 weights are rounded, and of each pretraining there are two reward models, so a finetune ensemble has two
 members. README.md explains the columns; the text answers the one post, each time with the same luck.
-Contrast is not normalised as in remedies.py: a KL weight brakes it harder than the ensemble.
+Contrast is scaled as the reward models are.
 """
 
 import copy
@@ -32,7 +32,7 @@ from models import SHIPPED, load_models
 from overopt import PPO_PROMPTS, seed_for
 from policy import sample
 from ppo import PPOConfig, ppo
-from remedies import CHOSEN, contrast
+from remedies import CHOSEN, contrast, normalised
 from report import exit_status, gold_in_parts, parser_of
 
 REWARDS = KINDS | {"contrast": "pretrain ensemble, less half of what a text earns under other posts"}
@@ -72,12 +72,15 @@ def watch(models, kind, post, config):
     marks, and the first and the last record of PPO, with their share of lists."""
     groups, policy = groups_of(models, kind), copy.deepcopy(models.policy)
     prompts = world.sample_posts(PPO_PROMPTS, seed_for(models.seed, "ppo posts"))
-    reward = with_contrast(groups["members"], models) if kind == "contrast" else groups["members"]
-    gold = partial(world.gold, task=models.task)
+    reward, gold = groups["members"], partial(world.gold, task=models.task)
 
-    def answer():
+    def answer(posts=post):
         generator = torch.Generator().manual_seed(0)
-        return sample(policy, post, world.RESPONSE_LENGTH, generator)
+        return sample(policy, posts, world.RESPONSE_LENGTH, generator)
+
+    if kind == "contrast":
+        posts = prompts[:512]
+        reward = normalised(with_contrast(reward, models), (posts, answer(posts)))
 
     print(f"\nPPO on {REWARDS[kind]}, KL weight {config.beta:g}")
     widths = {name: max(len(name), len(group.rms)) for name, group in groups.items()}

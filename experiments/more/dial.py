@@ -11,9 +11,8 @@ quality, as lists are, all members learn. In the control arm, "no gap", lists ar
 --members: one reward model of each of ever more pretrainings. If members erred independently, gold would go
 on rising towards the best of the n samples; `below_best` is what is missing. The jury is held out.
 
-Only best-of-n: flags of PPO change nothing, and arms set --seen and --list-gap. An interrupted run
-continues; --out runs/overopt uses what that run has made. Into --out go dial-TASK.json
-(members-TASK.json) and a figure.
+Only best-of-n: flags of PPO change nothing, and arms set --seen and --list-gap. --out runs/overopt uses
+what that run has made. Leaves dial-TASK.json (members-TASK.json) and .png.
 """
 
 import sys

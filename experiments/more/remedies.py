@@ -19,8 +19,7 @@ minus that of "none", run by run where both are at the same KL.
 Controls: where raters see no chatter, models may pay for chatter copied from the post. That depends on the
 post, so contrast must not cure it. With --list-gap 0 no shared hack is planted.
 
-Takes the flags of overopt.py; --aggregator and --device change nothing. Into --out go
-remedies-TASK.json and a figure, remedies-TASK.png.
+Takes the flags of overopt.py; --aggregator and --device change nothing. Leaves remedies-TASK.json and .png.
 """
 
 import copy
@@ -32,7 +31,6 @@ from pathlib import Path
 
 sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[1:3]]  # overopt.py, the core
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -63,6 +61,12 @@ def contrast(reward, posts, weight):
         return reward(prompts, responses) - weight * elsewhere.mean(-2)
 
     return contrasted
+
+
+def normalised(reward, calibration):
+    """A reward function, shifted and scaled to mean 0 and std 1 on some texts: posts, responses."""
+    std, center = torch.std_mean(reward(*calibration), correction=0)
+    return lambda prompts, responses: (reward(prompts, responses) - center) / std
 
 
 def distance(ensemble, texts, calibration, weight):
@@ -123,9 +127,7 @@ def score_remedied(posts, responses, **reward):
 
 def align_remedied(name, options, rm_config, states, calibration, **job):
     """PPO on it, normalised on SFT's samples."""
-    reward = remedied(name, options, rm_config, states)
-    std, center = torch.std_mean(reward(*calibration), correction=0)
-    return overopt.align_to(lambda prompts, responses: (reward(prompts, responses) - center) / std, **job)
+    return overopt.align_to(normalised(remedied(name, options, rm_config, states), calibration), **job)
 
 
 # ----- one world ----------------------------------------------------------------------------------
@@ -149,9 +151,8 @@ def measure(given, s, seed, pool):
             runs, others = changed.runs_of(kind, which), unchanged.runs_of(kind, which)
             numbers = {"gain_at_equal_kl": mean_gain_at_equal_kl(runs, others)}
             numbers |= rises(t, runs, pool)
-            measured = ("gold", "jury", "overuse", *evidence.traits)
+            measured = ("gold", "jury", "overuse", *evidence.traits, "kl")
             numbers |= {x: changed.mean(x, PPO, kind, which) for x in measured}
-            numbers |= {"kl": np.mean([run["kl"] for run in runs])}
             groups[f"PPO at {which(s.kl_weights):g}, {kind}"][name] = numbers
     return groups
 
@@ -204,10 +205,9 @@ def main(argv=None):
     parser.add_argument("--remedies", nargs="+", choices=REMEDIES, default=REMEDIES, help="default: all")
     parser.add_argument("--ppo", nargs="*", choices=REMEDIES, help="those for PPO, too (default: all)")
     given = parser.parse_args(argv)
-    given.ppo = given.remedies if given.ppo is None else given.ppo
-    if given.ppo:
-        given.ppo = {"none", *given.ppo}  # the others are compared with it
-    given.remedies = {"none", *given.remedies, *given.ppo}
+    ppo = given.remedies if given.ppo is None else given.ppo
+    given.ppo = {"none", *ppo} if ppo else set()  # the others are compared with none
+    given.remedies = {"none", *given.remedies, *ppo}
     if given.others < 1:
         raise ValueError(f"--others must be >= 1, got {given.others}")
     s, chosen = overopt.settings_from(given), {name: getattr(given, name) for name in CHOSEN}
