@@ -17,8 +17,9 @@ sys.path[:0] = [str(ROOT / "experiments" / "more"), str(ROOT / "experiments"), s
 
 import numpy as np
 
+import claims
 import variants
-from claims import BEST, CLAIMS, KINDS, PPO, claims_table, mean_gain_at_equal_kl, runs_at, runs_of, smooth
+from claims import BEST, CLAIMS, KINDS, PPO, mean_gain_at_equal_kl, runs_at, runs_of
 from figures import in_std
 from report import agreement, load_records, mean_and_interval
 
@@ -138,6 +139,11 @@ def world_line(task, records):
 def mean_over(records, values):
     """Mean and 95 % interval over worlds of values(record)."""
     return mean_and_interval([values(record) for record in records])
+
+
+def marked(numbers, sign):
+    """Mean and interval, and whether one world decides that the interval lies on this side of 0."""
+    return mean_and_interval(numbers) + " (fragile: one world decides)" * claims.is_fragile(numbers, sign)
 
 
 def reproduced(tables):
@@ -262,7 +268,7 @@ def second_half(kind):
     """How gold changes along PPO at the smallest KL weight, from half-way to the end."""
 
     def change(record):
-        curves = [smooth(run["curve"]["gold"]) for run in runs_of(record["ppo"], kind)]
+        curves = [claims.smooth(run["curve"]["gold"]) for run in runs_of(record["ppo"], kind)]
         return np.mean([curve[-1] - curve[len(curve) // 2] for curve in curves])
 
     return change
@@ -310,8 +316,9 @@ SHOWN["helpful"] = ("pretrain", "PPO at 0.02, single")
 
 def sections(records):
     """{name: text} of all that a page may ask for. A claim's id: its mean and interval for tldr."""
-    tables = {task: {row["id"]: row for row in claims_table(found)} for task, found in records.items()}
-    texts = {name: mean_over(records["tldr"], values) for name, values in WHY.items()}
+    tables = {task: {row["id"]: row for row in claims.claims_table(found)} for task, found in records.items()}
+    found = {name: [float(values(record)) for record in records["tldr"]] for name, values in WHY.items()}
+    texts = {name: marked(numbers, np.sign(np.mean(numbers))) for name, numbers in found.items()}
     lists = [(list_fans(x), edit("list", "elsewhere")(x), list_on_flawed(x)) for x in records["tldr"]]
     fans, elsewhere, here = np.mean(lists, axis=0)
     texts["list_fans"], texts["list_half"] = f"{100 * fans:.0f} %", f"{elsewhere / 2:.2f}"
@@ -323,7 +330,7 @@ def sections(records):
     wrong = [f"{np.mean([values(record) for record in records['tldr']]):+.2f}" for values in wrong]
     texts["wrong_of_best"] = ", ".join(wrong)
     for id, row in tables["tldr"].items():
-        texts[id] = mean_and_interval(row["numbers"]) + " (fragile: one world decides)" * row["fragile"]
+        texts[id] = marked(row["numbers"], row["sign"])
     remedies = {
         name: json.loads((RESULTS / f"remedies-{name}.json").read_text("utf-8"))["worlds"]
         for name in ("tldr", *SHOWN)
@@ -344,6 +351,7 @@ def sections(records):
         "astray": astray(records["helpful"]),
         "bon_order": how_many(records["tldr"], ordered("bon")),
         "rl_order": how_many(records["tldr"], ordered("rl")),
+        "half_falls": how_many(records["tldr"], lambda record: second_half("single")(record) < 0),
         "list_taken": how_many(records["tldr"], lambda r: r["traits"]["PPO, pretrain"]["list"] > 0.5),
         "list_taken_single": how_many(records["tldr"], lambda r: r["traits"]["PPO, single"]["list"] > 0.5),
         "watch": f"\n```\n{shortened((RESULTS / 'watch.txt').read_text('utf-8'))}\n```\n",
