@@ -143,7 +143,7 @@ def mean_over(records, values):
 
 def marked(numbers, sign):
     """Mean and interval, and whether one world decides that the interval lies on this side of 0."""
-    return mean_and_interval(numbers) + " (fragile: one world decides)" * claims.is_fragile(numbers, sign)
+    return mean_and_interval(numbers) + " (fragile: without one world inconclusive)" * claims.is_fragile(numbers, sign)
 
 
 def reproduced(tables):
