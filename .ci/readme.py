@@ -105,10 +105,34 @@ def of_contrast(worlds, records):
     }
 
 
+REMEDIES = {  # column: method and quantity
+    "best of 64: gold": ("best of n", "gold"),
+    "PPO at 0.02: gold": ("PPO at 0.02", "gold"),
+    "its gold at equal KL": ("PPO at 0.02", "gain_at_equal_kl"),
+    "its wrong facts": ("PPO at 0.02", "wrong_facts"),
+    "its lists": ("PPO at 0.02", "list"),
+    "PPO at 0.1: gold": ("PPO at 0.1", "gold"),
+}
+
+
+def remedies_markdown(worlds):
+    """What every remedy changes on pretrain ensembles; the first row, none, is as it is."""
+    rows = []
+    for remedy in next(iter(worlds.values()))["best of n, pretrain"]:
+        cells = []
+        for method, name in REMEDIES.values():
+            none, found = (
+                variants.numbers(worlds, f"{method}, pretrain", variant, name) for variant in ("none", remedy)
+            )
+            cells.append(mean_and_interval(none if remedy == "none" else found - none))
+        rows.append([remedy, *cells])
+    return markdown(["remedy", *REMEDIES], rows)
+
+
 def blocks(worlds, *groups):
-    """The table of remedies.py, as it is printed, of groups whose names end so (all, if none is given)."""
+    """The table of remedies.py, as it is printed, of groups whose names end so."""
     worlds = {
-        seed: {name: group for name, group in found.items() if not groups or name.endswith(groups)}
+        seed: {name: group for name, group in found.items() if name.endswith(groups)}
         for seed, found in worlds.items()
     }
     return f"\n```\n{len(worlds)} worlds\n{variants.table(worlds, 'none')}\n```\n"
@@ -143,7 +167,9 @@ def mean_over(records, values):
 
 def marked(numbers, sign):
     """Mean and interval, and whether one world decides that the interval lies on this side of 0."""
-    return mean_and_interval(numbers) + " (fragile: without one world inconclusive)" * claims.is_fragile(numbers, sign)
+    return mean_and_interval(numbers) + " (fragile: without one world inconclusive)" * claims.is_fragile(
+        numbers, sign
+    )
 
 
 def reproduced(tables):
@@ -310,8 +336,12 @@ WHY = {
     "half_single": second_half("single"),
     "half_pretrain": second_half("pretrain"),
 }
-SHOWN = dict.fromkeys(("unseen-chatter-tldr", "no-gap-tldr"), ("pretrain", "PPO at 0.02, finetune"))
-SHOWN["helpful"] = ("pretrain", "PPO at 0.02, single")
+SHOWN = {  # of the remedies' records: the ends of the groups' names
+    "tldr": ("pretrain", "PPO at 0.02, single"),
+    "helpful": ("pretrain", "PPO at 0.02, single"),
+    "unseen-chatter-tldr": ("pretrain", "PPO at 0.02, finetune"),
+    "no-gap-tldr": ("pretrain", "PPO at 0.02, finetune"),
+}
 
 
 def sections(records):
@@ -332,8 +362,7 @@ def sections(records):
     for id, row in tables["tldr"].items():
         texts[id] = marked(row["numbers"], row["sign"])
     remedies = {
-        name: json.loads((RESULTS / f"remedies-{name}.json").read_text("utf-8"))["worlds"]
-        for name in ("tldr", *SHOWN)
+        name: json.loads((RESULTS / f"remedies-{name}.json").read_text("utf-8"))["worlds"] for name in SHOWN
     }
     texts |= {
         f"remedies_{name.replace('-', '_')}": blocks(remedies[name], *ends) for name, ends in SHOWN.items()
@@ -356,7 +385,7 @@ def sections(records):
         "list_taken_single": how_many(records["tldr"], lambda r: r["traits"]["PPO, single"]["list"] > 0.5),
         "watch": f"\n```\n{shortened((RESULTS / 'watch.txt').read_text('utf-8'))}\n```\n",
         "difficulty": f"\n```\n{(RESULTS / 'difficulty.txt').read_text('utf-8').strip()}\n```\n",
-        "remedies": blocks(remedies["tldr"]),
+        "remedies": f"\n{remedies_markdown(remedies['tldr'])}\n",
         **of_contrast(remedies["tldr"], records["tldr"]),
         "rise": f"\n{rise_markdown(records['tldr'], PPO, 'on', rise_of_ppo)}\n",
         "rise_best": f"\n{rise_markdown(records['tldr'], BEST, 'by', rise_of_best)}\n",
