@@ -121,10 +121,10 @@ def remedies_markdown(worlds):
     for remedy in next(iter(worlds.values()))["best of n, pretrain"]:
         cells = []
         for method, name in REMEDIES.values():
-            none, found = (
-                variants.numbers(worlds, f"{method}, pretrain", variant, name) for variant in ("none", remedy)
-            )
-            cells.append(mean_and_interval(none if remedy == "none" else found - none))
+            group = f"{method}, pretrain"
+            none = variants.numbers(worlds, group, "none", name)
+            change = variants.numbers(worlds, group, remedy, name) - none
+            cells.append(mean_and_interval(none if remedy == "none" else change))
         rows.append([remedy, *cells])
     return markdown(["remedy", *REMEDIES], rows)
 
@@ -167,9 +167,8 @@ def mean_over(records, values):
 
 def marked(numbers, sign):
     """Mean and interval, and whether one world decides that the interval lies on this side of 0."""
-    return mean_and_interval(numbers) + " (fragile: without one world inconclusive)" * claims.is_fragile(
-        numbers, sign
-    )
+    note = " (fragile: without one world inconclusive)" * claims.is_fragile(numbers, sign)
+    return mean_and_interval(numbers) + note
 
 
 def reproduced(tables):
