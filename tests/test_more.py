@@ -28,6 +28,13 @@ def test_contrast():
     assert remedies.contrast(reward, posts, 1.0)(posts, responses).tolist() == [0.5, 0]  # one is its own
 
 
+def test_normalised():
+    """Its unit is that of other texts than the calibration's, or depends on how many there are."""
+    two = torch.tensor([[1.0], [5.0]])
+    reward = remedies.normalised(lambda x, y: 10 * y[:, 0] + 7, (two, two))  # 17 and 57: mean 37, std 20
+    assert reward(two, torch.tensor([[1.0], [5.0], [7.0]])).tolist() == [-1, 1, 2]
+
+
 def test_remedies_are_linear(model, prompts, responses):
     """Best-of-n averages what a remedy makes of the members, at weight 1; PPO changes the members' mean."""
     rms, texts = [RewardModel(model.trunk, f).requires_grad_(False) for f in range(2)], (prompts, responses)
