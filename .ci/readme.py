@@ -259,11 +259,6 @@ def rise_of_ppo(kind, name):
     return rise
 
 
-def minus(first, second):
-    """first(record) - second(record)."""
-    return lambda record: first(record) - second(record)
-
-
 def more_than_sft(policy, trait):
     """A trait of a policy's texts, minus SFT's."""
     return lambda record: record["traits"][policy][trait] - record["traits"]["SFT"][trait]
@@ -331,7 +326,6 @@ WHY = {
     "edit_no_number": edit("no number"),
     "edit_object": edit("wrong object"),
     "disagreement": disagreement,
-    "brake_pretrain": minus(end_of_ppo("pretrain", 0.1), end_of_ppo("pretrain", 0.02)),
     "half_single": second_half("single"),
     "half_pretrain": second_half("pretrain"),
 }
