@@ -332,6 +332,7 @@ WHY = {
 SHOWN = {  # of the remedies' records: the ends of the groups' names
     "tldr": ("pretrain", "PPO at 0.02, single"),
     "helpful": ("pretrain", "PPO at 0.02, single"),
+    "nli": ("pretrain", "PPO at 0.02, single"),
     "unseen-chatter-tldr": ("pretrain", "PPO at 0.02, finetune"),
     "no-gap-tldr": ("pretrain", "PPO at 0.02, finetune"),
 }
