@@ -17,7 +17,7 @@ samples of the SFT policy; "none" on ensembles is thus not quite overopt.py's ru
 minus that of "none", run by run where both are at the same KL.
 
 Controls: where raters see no chatter, models may pay for chatter copied from the post. That depends on the
-post, so contrast must not cure it. With --list-gap 0 no shared hack is planted.
+post, so contrast is expected to leave it alone. With --list-gap 0 no shared hack is planted.
 
 Takes the flags of overopt.py; --aggregator and --device change nothing. Leaves remedies-TASK.json and .png.
 """
