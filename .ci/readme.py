@@ -4,7 +4,7 @@
 
 A page marks a place with <!-- name --> and <!-- end -->: `sections` makes what stands between. README.md's
 film is results/watch.txt, what `COLUMNS=175 python experiments/watch.py` printed, and difficulty.txt is what
-play.py did. A test fails when a page and these files differ.
+`play.py --difficulty` printed. A test fails when a page and these files differ.
 """
 
 import json
@@ -99,7 +99,7 @@ def of_contrast(worlds, records):
         "contrast_shared": instead(shared),
         "rise_own": f"{ppo('none', 'rise').mean():+.2f}",
         "rise_elsewhere": mean_and_interval(ppo("none", "rise_elsewhere")),
-        "contrast_level": mean_and_interval(
+        "rescaled_pretrain_vs_finetune": mean_and_interval(
             ppo("none", "gold") - variants.numbers(worlds, "PPO at 0.02, finetune", "none", "gold")
         ),
     }
@@ -129,13 +129,13 @@ def remedies_markdown(worlds):
     return markdown(["remedy", *REMEDIES], rows)
 
 
-def blocks(worlds, *groups):
-    """The table of remedies.py, as it is printed, of groups whose names end so."""
+def blocks(worlds, groups):
+    """The table of remedies.py or dial.py, as it is printed, of groups whose names end so."""
     worlds = {
         seed: {name: group for name, group in found.items() if name.endswith(groups)}
         for seed, found in worlds.items()
     }
-    return f"\n```\n{len(worlds)} worlds\n{variants.table(worlds, 'none')}\n```\n"
+    return f"\n```\n{len(worlds)} worlds\n{variants.table(worlds)}\n```\n"
 
 
 def shared_error(jury, gold, gold_std):
@@ -311,7 +311,7 @@ def overuse(kind, which=min):
     return lambda record: np.mean([run["overuse"] for run in runs_of(record["ppo"], kind, which)])
 
 
-WHY = {
+MEANS = {
     "gold_at_kl": weights_at_equal_kl("gold"),
     "gold_at_kl_pretrain": weights_at_equal_kl("gold", "pretrain"),
     "proxy_at_kl": weights_at_equal_kl("proxy"),
@@ -329,19 +329,19 @@ WHY = {
     "half_single": second_half("single"),
     "half_pretrain": second_half("pretrain"),
 }
-SHOWN = {  # of the remedies' records: the ends of the groups' names
-    "tldr": ("pretrain", "PPO at 0.02, single"),
-    "helpful": ("pretrain", "PPO at 0.02, single"),
-    "nli": ("pretrain", "PPO at 0.02, single"),
-    "unseen-chatter-tldr": ("pretrain", "PPO at 0.02, finetune"),
-    "no-gap-tldr": ("pretrain", "PPO at 0.02, finetune"),
+SHOWN = {  # of the records of remedies.py and dial.py: the ends of the groups' names
+    "remedies-tldr": ("pretrain", "PPO at 0.02, single"),
+    "remedies-helpful": ("pretrain", "PPO at 0.02, single"),
+    "remedies-nli": ("pretrain", "PPO at 0.02, single"),
+    "remedies-unseen-chatter-tldr": ("pretrain", "PPO at 0.02, finetune"),
+    "remedies-no-gap-tldr": ("pretrain", "PPO at 0.02, finetune"),
 }
 
 
 def sections(records):
     """{name: text} of all that a page may ask for. A claim's id: its mean and interval for tldr."""
     tables = {task: {row["id"]: row for row in claims.claims_table(found)} for task, found in records.items()}
-    found = {name: [float(values(record)) for record in records["tldr"]] for name, values in WHY.items()}
+    found = {name: [float(values(record)) for record in records["tldr"]] for name, values in MEANS.items()}
     texts = {name: marked(numbers, np.sign(np.mean(numbers))) for name, numbers in found.items()}
     lists = [(list_fans(x), edit("list", "elsewhere")(x), list_on_flawed(x)) for x in records["tldr"]]
     fans, elsewhere, here = np.mean(lists, axis=0)
@@ -355,12 +355,9 @@ def sections(records):
     texts["wrong_of_best"] = ", ".join(wrong)
     for id, row in tables["tldr"].items():
         texts[id] = marked(row["numbers"], row["sign"])
-    remedies = {
-        name: json.loads((RESULTS / f"remedies-{name}.json").read_text("utf-8"))["worlds"] for name in SHOWN
-    }
-    texts |= {
-        f"remedies_{name.replace('-', '_')}": blocks(remedies[name], *ends) for name, ends in SHOWN.items()
-    }
+    compared = {name: json.loads((RESULTS / f"{name}.json").read_text("utf-8"))["worlds"] for name in SHOWN}
+    texts |= {name.replace("-", "_"): blocks(compared[name], groups) for name, groups in SHOWN.items()}
+    remedies = compared["remedies-tldr"]
     results = [f"## {t}\n\n{full_markdown(tables[t])}\n\n{traits_markdown(records[t])}" for t in records]
     measures = "\n".join(f"- `{claim.id}`: {claim.statement}" for claim in CLAIMS)
     return texts | {
@@ -379,8 +376,8 @@ def sections(records):
         "list_taken_single": how_many(records["tldr"], lambda r: r["traits"]["PPO, single"]["list"] > 0.5),
         "watch": f"\n```\n{shortened((RESULTS / 'watch.txt').read_text('utf-8'))}\n```\n",
         "difficulty": f"\n```\n{(RESULTS / 'difficulty.txt').read_text('utf-8').strip()}\n```\n",
-        "remedies": f"\n{remedies_markdown(remedies['tldr'])}\n",
-        **of_contrast(remedies["tldr"], records["tldr"]),
+        "remedies": f"\n{remedies_markdown(remedies)}\n",
+        **of_contrast(remedies, records["tldr"]),
         "rise": f"\n{rise_markdown(records['tldr'], PPO, 'on', rise_of_ppo)}\n",
         "rise_best": f"\n{rise_markdown(records['tldr'], BEST, 'by', rise_of_best)}\n",
         "claims": f"\n{claims_markdown(tables, records)}\n",

@@ -501,6 +501,11 @@ def settings_from(arguments):
     return Settings(**(QUICK if arguments.quick else {}) | given)
 
 
+def folder_of(arguments):
+    """Where results go."""
+    return arguments.out or Path("runs", "quick" if arguments.quick else "overopt")
+
+
 def check_folder(out, s, seeds, task):
     """Make the folder. ValueError if it would keep worlds of other settings."""
     out.mkdir(parents=True, exist_ok=True)
@@ -518,7 +523,7 @@ def main(argv=None):
     add_flags(parser)
     given = parser.parse_args(argv)
     s, seeds, task = settings_from(given), given.seeds, given.task
-    out = given.out or Path("runs", "quick" if given.quick else "overopt")
+    out = folder_of(given)
     check_folder(out, s, seeds, task)
     with cluster(given.scheduler) if given.scheduler else processes(given.processes) as executor:
         for seed in seeds:

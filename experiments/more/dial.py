@@ -4,15 +4,17 @@
     python experiments/more/dial.py --seeds 1 2 3 4 5              # four arms: what raters see
     python experiments/more/dial.py --seeds 1 2 3 --members        # ensembles of 1 to 20 members
 
-Arms: raters see lists alone, lists and chatter, or all of the writers' habits. What they have not seen, each
-pretraining extrapolates in its own way, and an ensemble averages that away. What they have seen tied to
-quality, as lists are, all members learn. In the control arm, "no gap", lists are not tied to it.
+Arms: raters see lists and chatter, lists alone, or all of the writers' habits. We expect that what they have
+not seen, each pretraining extrapolates in its own way, and an ensemble averages that away; and that what they
+have seen tied to quality, as lists are, all members learn. In the control arm, "no gap", lists are not tied
+to it. There writers, and so language models, differ too: compare gains, not levels.
 
---members: one reward model of each of ever more pretrainings. If members erred independently, gold would go
-on rising towards the best of the n samples; `below_best` is what is missing. The jury is held out.
+--members: one reward model of each of ever more pretrainings, and a jury of four. If members erred
+independently, gold would go on rising towards the best of the n samples; `below_best` is what is missing.
 
-Only best-of-n: flags of PPO change nothing, and arms set --seen and --list-gap. --out runs/overopt uses
-what that run has made. Leaves dial-TASK.json (members-TASK.json) and .png.
+Only best-of-n: flags of PPO change nothing. Arms set --seen and --list-gap, --members sets --pretrain-seeds,
+--finetune-seeds and --jury. Takes the other flags of overopt.py, and its folder. Leaves dial-TASK.json
+(members-TASK.json) and .png.
 """
 
 import sys
@@ -21,6 +23,8 @@ from pathlib import Path
 
 sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[1:3]]  # overopt.py, the core
 
+import numpy as np
+
 import overopt
 import variants
 from bon import expected_best_of_n
@@ -28,14 +32,14 @@ from claims import KINDS, pair_means, powers, rank_correlation
 from report import exit_status, parser_of
 from world import HABIT_NAMES, SEEN
 
-ARMS = {  # name: the settings that it changes
+ARMS = {  # name: the settings that it changes; the first is as usual
+    "lists, chatter": {"seen": SEEN},
     "lists": {"seen": ("list",)},
-    "lists, chatter": {"seen": ("list", "chatter")},
     "all habits": {"seen": HABIT_NAMES},
     "no gap": {"seen": SEEN, "list_gap": 0.0},
 }
 MEMBERS = (20, 10, 5, 2, 1)  # the largest first: the table tells how much worse the others are
-JURY = 4  # reward models of a further pretraining
+JURY = 4  # reward models: it judges large ensembles, and should itself be a good one
 
 
 def measure_arms(given, s, seed, pool):
@@ -47,10 +51,10 @@ def measure_arms(given, s, seed, pool):
         correlations = rank_correlation(evidence.scores.reshape(len(evidence.scores), -1))
         single = variants.means_of_best(evidence, "single")["gold"]
         # The members of a finetune ensemble share a pretraining, those of a pretrain ensemble do not.
-        for kind, agreement in zip(KINDS, pair_means(correlations, evidence.F), strict=True):
+        for kind, correlation in zip(KINDS, pair_means(correlations, evidence.F), strict=True):
             found = variants.means_of_best(evidence, kind)
             found = {"gain_over_single": found["gold"] - single, **found}
-            found |= {"agreement": agreement, "accuracy": evidence.accuracy.mean()}
+            found |= {"rank_correlation": correlation, "accuracy": evidence.accuracy.mean()}
             groups[f"best of n, {kind}"][arm] = found
     return groups
 
@@ -60,7 +64,8 @@ def measure_members(given, s, seed, pool):
     evidence = overopt.evaluate_samples(overopt.train_models(s, seed, given.task, given.device, pool), pool)
     gold, scores, groups = evidence.gold, evidence.scores, {"best of n, pretrain": {}}
     for members in MEMBERS:
-        proxies = scores.reshape(-1, members, *gold.shape).mean(1)  # (ensembles, posts, n)
+        ensembles = scores.reshape(-1, members, *gold.shape)
+        proxies = np.array([evidence.aggregate(rewards) for rewards in ensembles])  # (ensembles, posts, n)
         values = {"gold": gold, "below_best": gold.max(1, keepdims=True) - gold, **evidence.traits}
         values |= {"proxy": proxies, "jury": evidence.jury.mean(0)}
         found = {name: expected_best_of_n(proxies, x, powers(s.n)) for name, x in values.items()}
@@ -76,11 +81,12 @@ def main(argv=None):
     given = parser.parse_args(argv)
     if given.members:
         s = replace(overopt.settings_from(given), pretrain_seeds=max(MEMBERS), finetune_seeds=1, jury=JURY)
-        drawn = ("gold", "below_best", "jury", "list", "wrong_facts")
-        variants.compare("members", given, s, measure_members, drawn, base=MEMBERS[0])
+        drawn = ("gold", "jury", "list", "wrong_facts")
+        variants.compare("members", given, s, measure_members, drawn)
     else:
+        s = overopt.settings_from(given)
         drawn = ("gold", "gain_over_single", "list", "wrong_facts")
-        variants.compare("dial", given, overopt.settings_from(given), measure_arms, drawn)
+        variants.compare("dial", given, s, measure_arms, drawn)
 
 
 if __name__ == "__main__":

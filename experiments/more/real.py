@@ -4,7 +4,7 @@
     python experiments/more/real.py pairs.jsonl --pairs 500 --pretrain-seeds 2 --json real.json
 
 A grid of reward models, pretraining x finetuning seeds, learns from most pairs of a file (see pairs.py) and
-is compared on the others. There is no gold reward, but it can be asked:
+is compared on the others. Gold is not known, but one can ask:
 1. Accuracy: how often is a reward model right, and does its seed matter?
 2. Agreement: do two order a pair alike, more so if they share a pretraining, more so than by chance?
 3. Best of n: what is one's pick worth to itself, to another of its pretraining, and to one of another?

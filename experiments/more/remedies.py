@@ -1,9 +1,9 @@
 """What helps against a hack that all members of an ensemble share? Five rewards made of the same models.
 
-    python experiments/more/remedies.py --quick                                         # one small world
-    python experiments/more/remedies.py --seeds 1 2 3 --out runs/overopt                # on that run's models
-    python experiments/more/remedies.py --seeds 1 2 3 --seen list --out runs/chatter    # control arms,
-    python experiments/more/remedies.py --seeds 1 2 3 --list-gap 0 --out runs/no-gap    # a folder each
+    python experiments/more/remedies.py                                            # overopt.py's models
+    python experiments/more/remedies.py --quick                                    # those of --quick
+    python experiments/more/remedies.py --seeds 1 2 3 --seen list --out runs/a     # control arms,
+    python experiments/more/remedies.py --seeds 1 2 3 --list-gap 0 --out runs/b    # a folder each
 
 - none: the mean of the members' rewards.
 - contrast: minus half of what the response would earn under other posts. Lists, length and tone earn it
@@ -19,7 +19,8 @@ minus that of "none", run by run where both are at the same KL.
 Controls: where raters see no chatter, models may pay for chatter copied from the post. That depends on the
 post, so contrast is expected to leave it alone. With --list-gap 0 no shared hack is planted.
 
-Takes the flags of overopt.py; --aggregator and --device change nothing. Leaves remedies-TASK.json and .png.
+Takes the flags of overopt.py, and its folder; --aggregator and --device change nothing. Leaves
+remedies-TASK.json and .png.
 """
 
 import copy
@@ -31,6 +32,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[1:3]]  # overopt.py, the core
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -135,7 +137,7 @@ def measure(given, s, seed, pool):
     """{group: {remedy: {quantity: number}}} of best-of-n and of PPO."""
     t = overopt.train_models(s, seed, given.task, "cpu", pool)
     evidence, groups, unchanged = overopt.evaluate_samples(t, pool), defaultdict(dict), None
-    for name in [name for name in REMEDIES if name in given.remedies]:
+    for name in given.remedies:
         pool.say(f"Remedy: {name}")
         options = options_of(name, t, given)
         kinds = [kind for kind in KINDS if kind != "single" or REMEDIES[name][1] is mean]
@@ -146,7 +148,8 @@ def measure(given, s, seed, pool):
             continue
         remedy = {"name": name, "options": options, "calibration": t.calibration}
         changed.runs = overopt.align_policies(t, changed, pool, align_remedied, kinds, **remedy)
-        unchanged = unchanged or changed
+        if name == "none":
+            unchanged = changed
         for which, kind in product((min, max), kinds):
             runs, others = changed.runs_of(kind, which), unchanged.runs_of(kind, which)
             numbers = {"gain_at_equal_kl": mean_gain_at_equal_kl(runs, others)}
@@ -158,17 +161,14 @@ def measure(given, s, seed, pool):
 
 
 def rises(t, runs, pool):
-    """How much more PPO's texts earn by the members' mean than SFT's samples: on their own posts, and if all
-    answered another post each, the part of the reward that does not depend on the post."""
+    """How much more PPO's texts earn by the members' mean than SFT's samples: under their own posts, and with
+    every text, PPO's or SFT's, under another post."""
     rise, samples = {}, t.bank[:: t.settings.n]  # the first of each post
     for name, posts in {"rise": t.posts, "rise_elsewhere": t.posts.roll(1, 0)}.items():
-        jobs = []
-        for run in runs:
-            states = [t.states[member] for member in run["members"]]
-            jobs += [{"states": states, "responses": texts} for texts in (run["responses"], samples)]
-        shared = {"name": "none", "options": {}, "rm_config": t.rm_config, "posts": posts}
-        rewards = torch.stack(pool.map(score_remedied, jobs, **shared)).unflatten(0, (-1, 2))
-        rise[name] = (rewards[:, 0] - rewards[:, 1]).mean().item()
+        before = overopt.evaluate(t, posts, samples, pool)["scores"]
+        after = [overopt.evaluate(t, posts, run["responses"], pool)["scores"] for run in runs]
+        changes = [(x - before)[run["members"]].mean() for x, run in zip(after, runs, strict=True)]
+        rise[name] = np.mean(changes)
     return rise
 
 
@@ -184,16 +184,16 @@ def options_of(name, t, given):
 
 
 def with_remedy(evidence, t, name, options, pool):
-    """The Evidence of best-of-n by a remedy's rewards. Contrast and distance are linear in the reward: what
-    they make of an ensemble's mean is the mean of what they make of its members."""
-    scores = evidence.scores
-    if options:  # linear in the weight, too: computed at weight 1, and kept for any other
+    """The Evidence of best-of-n by a remedy's rewards. Contrast and distance add a number to each member's
+    reward: what they make of an ensemble's mean is the mean of what they make of its members."""
+    scores, (change, aggregator) = evidence.scores, REMEDIES[name]
+    if change is not none:  # the number is proportional to the weight: computed at 1, and kept for any other
         jobs = [{"states": [state]} for state in t.states]
         shared = {"name": name, "options": options | {"weight": 1.0}, "rm_config": t.rm_config}
         found = pool.map(score_remedied, jobs, **shared, posts=t.posts, responses=t.bank)
-        change = torch.stack(found).double().numpy().reshape(scores.shape) - scores
-        scores = scores + options["weight"] * change
-    return replace(evidence, scores=scores, aggregator=REMEDIES[name][1])
+        added = torch.stack(found).double().numpy().reshape(scores.shape) - scores
+        scores = scores + options["weight"] * added
+    return replace(evidence, scores=scores, aggregator=aggregator)
 
 
 def main(argv=None):
@@ -207,12 +207,12 @@ def main(argv=None):
     given = parser.parse_args(argv)
     ppo = given.remedies if given.ppo is None else given.ppo
     given.ppo = {"none", *ppo} if ppo else set()  # the others are compared with none
-    given.remedies = {"none", *given.remedies, *ppo}
+    given.remedies = [name for name in REMEDIES if name in {"none", *given.remedies, *ppo}]
     if given.others < 1:
         raise ValueError(f"--others must be >= 1, got {given.others}")
     s, chosen = overopt.settings_from(given), {name: getattr(given, name) for name in CHOSEN}
     drawn = ("gold", "list", "wrong_facts", "length", "chatter")
-    variants.compare("remedies", given, s, measure, drawn, base="none", **chosen)
+    variants.compare("remedies", given, s, measure, drawn, **chosen)
 
 
 if __name__ == "__main__":

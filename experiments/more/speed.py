@@ -37,7 +37,7 @@ def make_workloads(device):
     config = Config(world.VOCAB_SIZE, P + R)
     policy, *models = (LanguageModel(config, seed).to(device) for seed in range(MEMBERS + 1))
     ensemble = Ensemble([RewardModel(model.trunk, 0).requires_grad_(False) for model in models])
-    texts = torch.cat(world.sample_texts(4000, 0, world.writers(0.15)), dim=1).to(device)
+    texts = torch.cat(world.sample_texts(4000, 0, world.writers(0.25)), dim=1).to(device)
     train_lm(policy, texts, TrainConfig(steps=POLICY_STEPS), seed=0, desc="a policy to time")
     batch = texts[:64]
     posts, generator = world.sample_posts(ROWS, 0).to(device), torch.Generator(device).manual_seed(0)
@@ -52,8 +52,7 @@ def make_workloads(device):
         "score_bon": (f"{MEMBERS} reward models x {BON} posts x {BON} samples",
             partial(ensemble.scores, posts[:BON], drawn), MEMBERS * BON**2),
         "sample_bon": (f"{BON} posts x {BON} samples of up to {R} tokens",  # 8 posts at once, as overopt.py
-            lambda: [sample(policy, chunk, R, generator, n=BON) for chunk in posts[:BON].split(8)],
-            BON**2 * R),
+            lambda: [sample(policy, chunk, R, generator, n=BON) for chunk in posts[:BON].split(8)], BON**2),
         "lm_step": (f"{STEPS} training steps, 64 texts each", lm_step, STEPS * 64),
         "ppo_update": (f"{c.batch_size} posts, rewarded by 5 reward models", partial(next, updates),
             c.batch_size),

@@ -1,7 +1,7 @@
 """What remedies.py and dial.py share: policies in several variants, compared world by world.
 
 A world's numbers are {group: {variant: {quantity: number}}}. A group is a method and what it is aligned to,
-such as "best of n, pretrain"; there a quantity is a list over n, and n = 1 is SFT.
+such as "best of n, pretrain"; there a quantity may be a list over n, and n = 1 is SFT.
 """
 
 import sys
@@ -19,10 +19,10 @@ from pool import Pool, cluster, processes
 from report import mean_and_interval, write_json
 
 
-def compare(name, given, s, measure, quantities, base=None, **own):
+def compare(name, given, s, measure, quantities, **own):
     """A script from its parsed flags to NAME-TASK.json and NAME-TASK.png. measure(given, s, seed, pool): the
-    numbers of a world. quantities: what is drawn. base: see `table`. own: the script's flags, to record."""
-    out = given.out or Path("runs", name)
+    numbers of a world. quantities: what is drawn. own: the script's flags, to record."""
+    out = overopt.folder_of(given)
     with cluster(given.scheduler) if given.scheduler else processes(given.processes) as executor:
         pool = Pool(executor, out / "cache")
         worlds = {seed: measure(given, s, seed, pool) for seed in given.seeds}
@@ -31,7 +31,7 @@ def compare(name, given, s, measure, quantities, base=None, **own):
     write_json(record | {"worlds": overopt.rounded(worlds)}, out / f"{name}.json")
     write_png(draw(worlds, quantities), out / f"{name}.png")
     changed = {flag: x for flag, x in asdict(s).items() if x != getattr(overopt.Settings, flag)}
-    print(f"\n{given.task}, worlds {given.seeds}, best of {s.n}; {changed | own}\n{table(worlds, base)}")
+    print(f"\n{given.task}, worlds {given.seeds}, best of {s.n}; {changed | own}\n{table(worlds)}")
     print(f"\n{name}.json and {name}.png are in {out}")
 
 
@@ -46,20 +46,17 @@ def numbers(worlds, group, variant, quantity, at=-1):
     return np.array([np.ravel(world[group][variant][quantity])[at] for world in worlds.values()])
 
 
-def table(worlds, base=None):
-    """A block for each group, a line for each quantity, a column for each variant. If the first variant is
-    the base, the others are differences from it, taken world by world."""
+def table(worlds):
+    """A block for each group, a line for each quantity, a column for each variant: the first as it is, the
+    others minus the first, world by world."""
     lines = []
     for group, variants in next(iter(worlds.values())).items():
         lines.append(f"\n{group:<20}" + "".join(f"{variant:>25}" for variant in variants))
         for quantity in next(iter(variants.values())):
             first, *others = (numbers(worlds, group, variant, quantity) for variant in variants)
-            if base in variants:
-                others = [values - first for values in others]
-            lines.append(
-                f"  {quantity:<18}"
-                + "".join(f"{mean_and_interval(values):>25}" for values in [first, *others])
-            )
+            columns = [first, *(values - first for values in others)]
+            cells = "".join(f"{mean_and_interval(values):>25}" for values in columns)
+            lines.append(f"  {quantity:<18}{cells}")
     return "\n".join(lines)
 
 
