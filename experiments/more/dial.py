@@ -64,8 +64,7 @@ def measure_members(given, s, seed, pool):
     evidence = overopt.evaluate_samples(overopt.train_models(s, seed, given.task, given.device, pool), pool)
     gold, scores, groups = evidence.gold, evidence.scores, {"best of n, pretrain": {}}
     for members in MEMBERS:
-        ensembles = scores.reshape(-1, members, *gold.shape)
-        proxies = np.array([evidence.aggregate(rewards) for rewards in ensembles])  # (ensembles, posts, n)
+        proxies = np.array([evidence.aggregate(x) for x in scores.reshape(-1, members, *gold.shape)])
         values = {"gold": gold, "below_best": gold.max(1, keepdims=True) - gold, **evidence.traits}
         values |= {"proxy": proxies, "jury": evidence.jury.mean(0)}
         found = {name: expected_best_of_n(proxies, x, powers(s.n)) for name, x in values.items()}
