@@ -80,8 +80,8 @@ def of_contrast(worlds, records):
     std = {str(record["seed"]): record["gold_std"] for record in records}
     std = np.array([std[seed] for seed in worlds])
 
-    def ppo(remedy, name):
-        return variants.numbers(worlds, "PPO at 0.02, pretrain", remedy, name)
+    def ppo(remedy, name, kind="pretrain", kl_weight=0.02):
+        return variants.numbers(worlds, f"PPO at {kl_weight}, {kind}", remedy, name)
 
     def rise(remedy, name):
         return ppo(remedy, name) - variants.numbers(worlds, "best of n, pretrain", "none", name, at=0)
@@ -92,16 +92,26 @@ def of_contrast(worlds, records):
     def instead(change):
         return f"{change('contrast').mean():.2f} instead of {change('none').mean():.2f}"
 
+    lists = ppo("none", "list") > 0.5
+    rises = [ppo("none", name) for name in ("rise", "rise_elsewhere")]
     return {
         "contrast_gold": mean_and_interval(ppo("contrast", "gold") - ppo("none", "gold"), ""),
         "contrast_wrong": mean_and_interval(ppo("none", "wrong_facts") - ppo("contrast", "wrong_facts"), ""),
         "contrast_list": instead(lambda remedy: ppo(remedy, "list")),
         "contrast_shared": instead(shared),
-        "rise_own": f"{ppo('none', 'rise').mean():+.2f}",
-        "rise_elsewhere": mean_and_interval(ppo("none", "rise_elsewhere")),
-        "rescaled_pretrain_vs_finetune": mean_and_interval(
-            ppo("none", "gold") - variants.numbers(worlds, "PPO at 0.02, finetune", "none", "gold")
+        "contrast_single": mean_and_interval(
+            ppo("contrast", "gold", "single", 0.1) - ppo("none", "gold", kl_weight=0.1)
         ),
+        "lists": f"{lists.sum()} of {len(lists)}",
+        "rise_lists": " and ".join(f"{rise[lists].mean():+.2f}" for rise in rises),
+        "rise_no_lists": " and ".join(f"{rise[~lists].mean():+.2f}" for rise in rises),
+        "rescaled_pretrain_vs_finetune": mean_and_interval(
+            ppo("none", "gold") - ppo("none", "gold", "finetune")
+        ),
+        "rescaled_wrong": mean_and_interval(
+            ppo("none", "wrong_facts") - ppo("none", "wrong_facts", "finetune")
+        ),
+        "rescaled_pretrain_vs_single": mean_and_interval(ppo("none", "gold") - ppo("none", "gold", "single")),
     }
 
 
@@ -301,9 +311,15 @@ def over_kinds(records, value, form=".1f"):
     return f"{min(means):{form}} to {max(means):{form}}"
 
 
-def end_of_ppo(kind, kl_weight):
-    """Gold of PPO at a KL weight."""
-    return lambda record: np.mean([run["gold"] for run in runs_at(record["ppo"], kind, kl_weight)])
+def end_of_ppo(kind, kl_weight, name="gold"):
+    """Gold, or another number, of PPO at a KL weight."""
+    return lambda record: np.mean([run[name] for run in runs_at(record["ppo"], kind, kl_weight)])
+
+
+def pretrain_vs_finetune(kl_weight, name):
+    """The same of pretrain ensembles, minus of finetune ensembles."""
+    ends = [end_of_ppo(kind, kl_weight, name) for kind in ("pretrain", "finetune")]
+    return lambda record: ends[0](record) - ends[1](record)
 
 
 def overuse(kind, which=min):
@@ -328,6 +344,9 @@ MEANS = {
     "disagreement": disagreement,
     "half_single": second_half("single"),
     "half_pretrain": second_half("pretrain"),
+    "further": pretrain_vs_finetune(0.02, "kl"),
+    "further_braked": pretrain_vs_finetune(0.1, "kl"),
+    "pretrain_vs_finetune_braked": pretrain_vs_finetune(0.1, "gold"),
 }
 SHOWN = {  # of the records of remedies.py and dial.py: the ends of the groups' names
     "remedies-tldr": ("pretrain", "PPO at 0.02, single"),
@@ -347,9 +366,10 @@ def sections(records):
     fans, elsewhere, here = np.mean(lists, axis=0)
     texts["list_fans"], texts["list_half"] = f"{100 * fans:.0f} %", f"{elsewhere / 2:.2f}"
     texts["list_here"] = f"{here:.2f}"
-    for kind, kl_weight in (("single", 0.2), ("pretrain", 0.02)):
+    texts["list_loses"] = how_many(lists, lambda x: x[1] / 2 > x[2])
+    for kind, kl_weight in (("single", 0.2), ("pretrain", 0.02), ("pretrain", 0.2)):
         ends = [end_of_ppo(kind, kl_weight)(record) for record in records["tldr"]]
-        texts[f"end_{kind}"] = f"{np.mean(ends):.2f}"
+        texts[f"end_{kind}" + "_braked" * (kl_weight > 0.1)] = f"{np.mean(ends):.2f}"
     wrong = [more_than_sft(f"{BEST}, {kind}", "wrong_facts") for kind in KINDS]
     wrong = [f"{np.mean([values(record) for record in records['tldr']]):+.2f}" for values in wrong]
     texts["wrong_of_best"] = ", ".join(wrong)
