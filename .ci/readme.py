@@ -115,6 +115,25 @@ def of_contrast(worlds, records):
     }
 
 
+def of_members(worlds):
+    """What ever more pretrainings change in the best of 64: {name: text}."""
+
+    def best(members, name):
+        return variants.numbers(worlds, "best of n, pretrain", members, name)
+
+    ten, twenty = best("10", "below_best"), best("20", "below_best")
+    return {
+        "members_middle": mean_and_interval(best("5", "below_best") - ten),
+        "members_last": mean_and_interval(ten - twenty),
+        "members_more": mean_and_interval(best("20", "gold") - best("5", "gold")),
+        "below_best": mean_and_interval(twenty, ""),
+        "below_best_at_last": mean_and_interval(twenty - (ten - twenty), ""),
+        "members_wrong": f"{best('20', 'wrong_facts').mean():.2f}",
+        "members_wrong_of_one": f"{best('1', 'wrong_facts').mean():.2f}",
+        "members_list": mean_and_interval(best("20", "list") - best("1", "list")),
+    }
+
+
 REMEDIES = {  # column: method and quantity
     "best of 64: gold": ("best of n", "gold"),
     "PPO at 0.02: gold": ("PPO at 0.02", "gold"),
@@ -354,6 +373,7 @@ SHOWN = {  # of the records of remedies.py and dial.py: the ends of the groups' 
     "remedies-nli": ("pretrain", "PPO at 0.02, single"),
     "remedies-unseen-chatter-tldr": ("pretrain", "PPO at 0.02, finetune"),
     "remedies-no-gap-tldr": ("pretrain", "PPO at 0.02, finetune"),
+    "members-tldr": ("pretrain",),
 }
 
 
@@ -398,6 +418,7 @@ def sections(records):
         "difficulty": f"\n```\n{(RESULTS / 'difficulty.txt').read_text('utf-8').strip()}\n```\n",
         "remedies": f"\n{remedies_markdown(remedies)}\n",
         **of_contrast(remedies, records["tldr"]),
+        **of_members(compared["members-tldr"]),
         "rise": f"\n{rise_markdown(records['tldr'], PPO, 'on', rise_of_ppo)}\n",
         "rise_best": f"\n{rise_markdown(records['tldr'], BEST, 'by', rise_of_best)}\n",
         "claims": f"\n{claims_markdown(tables, records)}\n",

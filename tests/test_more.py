@@ -85,7 +85,7 @@ SCRIPTS += [(dial, "dial", "", "lists, chatter"), (dial, "members", "--members",
 def test_a_tiny_world(tiny, tmp_path, monkeypatch, script, name, flags, variant):
     """A script fails, makes again what the main run has, or finds other gold where it does the same."""
     monkeypatch.setattr(variants, "processes", ThreadPoolExecutor)
-    monkeypatch.setattr(dial, "MEMBERS", (2, 1))
+    monkeypatch.setattr(dial, "MEMBERS", (1, 2))
     monkeypatch.setattr(remedies, "RATERS_TEXTS", 99)
     monkeypatch.delitem(dial.ARMS, "all habits")  # less work
     out = shutil.copytree(tiny, tmp_path / "out")

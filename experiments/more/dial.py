@@ -38,7 +38,7 @@ ARMS = {  # name: the settings that it changes; the first is as usual
     "all habits": {"seen": HABIT_NAMES},
     "no gap": {"seen": SEEN, "list_gap": 0.0},
 }
-MEMBERS = (20, 10, 5, 2, 1)  # the largest first: the table tells how much worse the others are
+MEMBERS = (1, 2, 5, 10, 20)  # the last are all; the others share them out
 JURY = 4  # reward models: it judges large ensembles, and should itself be a good one
 
 
