@@ -134,6 +134,38 @@ def of_members(worlds):
     }
 
 
+def of_arms(worlds):
+    """What raters see, and what an ensemble then gains and picks: {name: text}."""
+
+    def best(kind, arm, name, at=-1):
+        return variants.numbers(worlds, f"best of n, {kind}", arm, name, at)
+
+    def less_seen(kind):
+        few, all_habits = (best(kind, arm, "gain_over_single") for arm in ("lists", "all habits"))
+        return marked(few - all_habits, 1)
+
+    def by_kind(arm, name):
+        return ", ".join(f"{best(kind, arm, name).mean():.2f}" for kind in KINDS)
+
+    def by_ensembles(arm, name):
+        return mean_and_interval(best("pretrain", arm, name) - best("single", arm, name))
+
+    alike = [best("pretrain", arm, "rank_correlation") for arm in ("lists", "lists, chatter", "all habits")]
+    return {
+        "arms_alike": ", ".join(f"{numbers.mean():.2f}" for numbers in alike),
+        "arms_gain": less_seen("pretrain"),
+        "arms_gain_finetune": less_seen("finetune"),
+        "arms_unseen": by_kind("lists", "chatter"),
+        "arms_unseen_change": by_ensembles("lists", "chatter"),
+        "arms_unseen_sft": f"{best('single', 'lists', 'chatter', at=0).mean():.2f}",
+        "arms_seen": by_kind("lists, chatter", "chatter"),
+        "arms_list": by_kind("lists, chatter", "list"),
+        "arms_list_change": by_ensembles("lists, chatter", "list"),
+        "arms_no_gap": by_kind("no gap", "list"),
+        "arms_no_gap_change": by_ensembles("no gap", "list"),
+    }
+
+
 REMEDIES = {  # column: method and quantity
     "best of 64: gold": ("best of n", "gold"),
     "PPO at 0.02: gold": ("PPO at 0.02", "gold"),
@@ -374,6 +406,7 @@ SHOWN = {  # of the records of remedies.py and dial.py: the ends of the groups' 
     "remedies-unseen-chatter-tldr": ("pretrain", "PPO at 0.02, finetune"),
     "remedies-no-gap-tldr": ("pretrain", "PPO at 0.02, finetune"),
     "members-tldr": ("pretrain",),
+    "dial-tldr": ("single", "pretrain"),
 }
 
 
@@ -419,6 +452,7 @@ def sections(records):
         "remedies": f"\n{remedies_markdown(remedies)}\n",
         **of_contrast(remedies, records["tldr"]),
         **of_members(compared["members-tldr"]),
+        **of_arms(compared["dial-tldr"]),
         "rise": f"\n{rise_markdown(records['tldr'], PPO, 'on', rise_of_ppo)}\n",
         "rise_best": f"\n{rise_markdown(records['tldr'], BEST, 'by', rise_of_best)}\n",
         "claims": f"\n{claims_markdown(tables, records)}\n",

@@ -4,10 +4,10 @@
     python experiments/more/dial.py --seeds 1 2 3 4 5              # four arms: what raters see
     python experiments/more/dial.py --seeds 1 2 3 --members        # ensembles of 1 to 20 members
 
-Arms: raters see lists and chatter, lists alone, or all of the writers' habits. We expect that what they have
-not seen, each pretraining extrapolates in its own way, and an ensemble averages that away; and that what they
-have seen tied to quality, as lists are, all members learn. In the control arm, "no gap", lists are not tied
-to it. There writers, and so language models, differ too: compare gains, not levels.
+Arms: raters see lists and chatter, lists alone, or all of the writers' habits. Of what they have not seen,
+each pretraining may think in its own way, and an ensemble would average that away; what they have seen tied
+to quality, as lists are, all members may learn. In the control arm, "no gap", lists are not tied to it. There
+writers, and so language models, differ too: compare gains, not levels.
 
 --members: one reward model of each of ever more pretrainings, and a jury of four. If members erred
 independently, gold would go on rising towards the best of the n samples; `below_best` is what is missing.
@@ -84,7 +84,7 @@ def main(argv=None):
         variants.compare("members", given, s, measure_members, drawn)
     else:
         s = overopt.settings_from(given)
-        drawn = ("gold", "gain_over_single", "list", "wrong_facts")
+        drawn = ("gold", "gain_over_single", "list", "chatter", "wrong_facts")
         variants.compare("dial", given, s, measure_arms, drawn)
 
 
