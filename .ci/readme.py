@@ -142,7 +142,7 @@ def of_arms(worlds):
 
     def less_seen(kind):
         few, all_habits = (best(kind, arm, "gain_over_single") for arm in ("lists", "all habits"))
-        return marked(few - all_habits, 1)
+        return marked(list(few - all_habits), 1)
 
     def by_kind(arm, name):
         return ", ".join(f"{best(kind, arm, name).mean():.2f}" for kind in KINDS)
@@ -150,6 +150,7 @@ def of_arms(worlds):
     def by_ensembles(arm, name):
         return mean_and_interval(best("pretrain", arm, name) - best("single", arm, name))
 
+    sft = best("pretrain", "lists", "chatter", at=0)
     alike = [best("pretrain", arm, "rank_correlation") for arm in ("lists", "lists, chatter", "all habits")]
     return {
         "arms_alike": ", ".join(f"{numbers.mean():.2f}" for numbers in alike),
@@ -157,7 +158,8 @@ def of_arms(worlds):
         "arms_gain_finetune": less_seen("finetune"),
         "arms_unseen": by_kind("lists", "chatter"),
         "arms_unseen_change": by_ensembles("lists", "chatter"),
-        "arms_unseen_sft": f"{best('single', 'lists', 'chatter', at=0).mean():.2f}",
+        "arms_unseen_sft": f"{sft.mean():.2f}",
+        "arms_unseen_rise": marked(list(best("pretrain", "lists", "chatter") - sft), 1),
         "arms_seen": by_kind("lists, chatter", "chatter"),
         "arms_list": by_kind("lists, chatter", "list"),
         "arms_list_change": by_ensembles("lists, chatter", "list"),
