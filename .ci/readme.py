@@ -77,8 +77,8 @@ def traits_markdown(records):
 
 def of_contrast(worlds, records):
     """What contrast changes in texts of PPO on pretrain ensembles: {name: text}."""
-    std = {str(record["seed"]): record["gold_std"] for record in records}
-    std = np.array([std[seed] for seed in worlds])
+    records = [record for record in records if str(record["seed"]) in worlds]
+    std = np.array([record["gold_std"] for record in records])
 
     def ppo(remedy, name, kind="pretrain", kl_weight=0.02):
         return variants.numbers(worlds, f"PPO at {kl_weight}, {kind}", remedy, name)
@@ -88,6 +88,10 @@ def of_contrast(worlds, records):
 
     def shared(remedy):
         return shared_error(rise(remedy, "jury"), rise(remedy, "gold"), std)
+
+    def first_runs(record):
+        ends = [runs_at(record["ppo"], kind, 0.02)[0]["gold"] for kind in ("pretrain", "finetune")]
+        return ends[0] - ends[1]
 
     def instead(change):
         return f"{change('contrast').mean():.2f} instead of {change('none').mean():.2f}"
@@ -108,6 +112,7 @@ def of_contrast(worlds, records):
         "rescaled_pretrain_vs_finetune": mean_and_interval(
             ppo("none", "gold") - ppo("none", "gold", "finetune")
         ),
+        "not_rescaled": mean_and_interval([first_runs(record) for record in records]),
         "rescaled_wrong": mean_and_interval(
             ppo("none", "wrong_facts") - ppo("none", "wrong_facts", "finetune")
         ),
@@ -127,10 +132,12 @@ def of_members(worlds):
         "members_last": mean_and_interval(ten - twenty),
         "members_more": mean_and_interval(best("20", "gold") - best("5", "gold")),
         "below_best": mean_and_interval(twenty, ""),
+        "below_best_of_five": f"{best('5', 'below_best').mean():.2f}",
         "below_best_at_last": mean_and_interval(twenty - (ten - twenty), ""),
         "members_wrong": f"{best('20', 'wrong_facts').mean():.2f}",
         "members_wrong_of_one": f"{best('1', 'wrong_facts').mean():.2f}",
         "members_list": mean_and_interval(best("20", "list") - best("1", "list")),
+        "members_list_of_five": mean_and_interval(best("20", "list") - best("5", "list")),
     }
 
 
@@ -147,8 +154,8 @@ def of_arms(worlds):
     def by_kind(arm, name):
         return ", ".join(f"{best(kind, arm, name).mean():.2f}" for kind in KINDS)
 
-    def by_ensembles(arm, name):
-        return mean_and_interval(best("pretrain", arm, name) - best("single", arm, name))
+    def by_ensembles(arm, name, sign):
+        return marked(list(best("pretrain", arm, name) - best("single", arm, name)), sign)
 
     sft = best("pretrain", "lists", "chatter", at=0)
     alike = [best("pretrain", arm, "rank_correlation") for arm in ("lists", "lists, chatter", "all habits")]
@@ -157,14 +164,14 @@ def of_arms(worlds):
         "arms_gain": less_seen("pretrain"),
         "arms_gain_finetune": less_seen("finetune"),
         "arms_unseen": by_kind("lists", "chatter"),
-        "arms_unseen_change": by_ensembles("lists", "chatter"),
+        "arms_unseen_change": by_ensembles("lists", "chatter", -1),
         "arms_unseen_sft": f"{sft.mean():.2f}",
         "arms_unseen_rise": marked(list(best("pretrain", "lists", "chatter") - sft), 1),
         "arms_seen": by_kind("lists, chatter", "chatter"),
         "arms_list": by_kind("lists, chatter", "list"),
-        "arms_list_change": by_ensembles("lists, chatter", "list"),
-        "arms_no_gap": by_kind("no gap", "list"),
-        "arms_no_gap_change": by_ensembles("no gap", "list"),
+        "arms_list_change": by_ensembles("lists, chatter", "list", 1),
+        "arms_list_alone_change": by_ensembles("lists", "list", 1),
+        "arms_no_gap_change": by_ensembles("no gap", "list", -1),
     }
 
 
@@ -425,6 +432,8 @@ def sections(records):
     for kind, kl_weight in (("single", 0.2), ("pretrain", 0.02), ("pretrain", 0.2)):
         ends = [end_of_ppo(kind, kl_weight)(record) for record in records["tldr"]]
         texts[f"end_{kind}" + "_braked" * (kl_weight > 0.1)] = f"{np.mean(ends):.2f}"
+    for name, policy in (("wrong_left", "PPO, pretrain"), ("wrong_sft", "SFT")):
+        texts[name] = f"{np.mean([r['traits'][policy]['wrong_facts'] for r in records['tldr']]):.2f}"
     wrong = [more_than_sft(f"{BEST}, {kind}", "wrong_facts") for kind in KINDS]
     wrong = [f"{np.mean([values(record) for record in records['tldr']]):+.2f}" for values in wrong]
     texts["wrong_of_best"] = ", ".join(wrong)

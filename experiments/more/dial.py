@@ -1,7 +1,7 @@
 """Causes: what decides whether an ensemble helps, and what do its members err on together?
 
     python experiments/more/dial.py --quick                        # one small world: minutes
-    python experiments/more/dial.py --seeds 1 2 3 4 5              # four arms: what raters see
+    python experiments/more/dial.py --seeds 1 2 3 4 5              # arms: what raters see
     python experiments/more/dial.py --seeds 1 2 3 --members        # ensembles of 1 to 20 members
 
 Arms: raters see lists and chatter, lists alone, or all of the writers' habits. Of what they have not seen,
@@ -12,8 +12,8 @@ writers, and so language models, differ too: compare gains, not levels.
 --members: one reward model of each of ever more pretrainings, and a jury of four. If members erred
 independently, gold would go on rising towards the best of the n samples; `below_best` is what is missing.
 
-Only best-of-n: flags of PPO change nothing. Arms set --seen and --list-gap, --members sets --pretrain-seeds,
---finetune-seeds and --jury. Takes the other flags of overopt.py, and its folder. Leaves dial-TASK.json
+Takes the flags of overopt.py, and its folder. Those of PPO change nothing; arms override --seen and
+--list-gap, --members overrides --pretrain-seeds, --finetune-seeds and --jury. Leaves dial-TASK.json
 (members-TASK.json) and .png.
 """
 
@@ -50,7 +50,7 @@ def measure_arms(given, s, seed, pool):
         evidence = overopt.evaluate_samples(t, pool)
         correlations = rank_correlation(evidence.scores.reshape(len(evidence.scores), -1))
         single = variants.means_of_best(evidence, "single")["gold"]
-        # The members of a finetune ensemble share a pretraining, those of a pretrain ensemble do not.
+        # Of two members: a finetune ensemble's share a pretraining, a pretrain ensemble's do not.
         for kind, correlation in zip(KINDS, pair_means(correlations, evidence.F), strict=True):
             found = variants.means_of_best(evidence, kind)
             found = {"gain_over_single": found["gold"] - single, **found}

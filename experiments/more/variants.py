@@ -47,8 +47,8 @@ def numbers(worlds, group, variant, quantity, at=-1):
 
 
 def table(worlds):
-    """A block for each group, a line for each quantity, a column for each variant: the first as it is, the
-    others minus the first, world by world."""
+    """A block for each group, a line for each quantity (at the largest n), a column for each variant: the
+    first as it is, the others minus the first, world by world."""
     lines = []
     for group, variants in next(iter(worlds.values())).items():
         lines.append(f"\n{group:<20}" + "".join(f"{variant:>25}" for variant in variants))
@@ -62,7 +62,7 @@ def table(worlds):
 
 def draw(worlds, quantities):
     """A row of panels for each method, a panel for each quantity: a dot for each variant and kind, the mean
-    over worlds, from three on with its 95 % interval."""
+    over worlds, from three on with its 95 % interval. SFT is n = 1."""
     groups = next(iter(worlds.values()))
     methods = list(dict.fromkeys(group.split(", ")[0] for group in groups))
     shape = {"figsize": (3.6 * len(quantities) + 2, 3.5 * len(methods)), "squeeze": False, "sharey": "col"}
