@@ -96,8 +96,7 @@ def of_contrast(worlds, records):
     def instead(change):
         return f"{change('contrast').mean():.2f} instead of {change('none').mean():.2f}"
 
-    lists = ppo("none", "list") > 0.5
-    rises = [ppo("none", name) for name in ("rise", "rise_elsewhere")]
+    lists, rises = ppo("none", "list") > 0.5, ("rise", "rise_elsewhere")
     return {
         "contrast_gold": mean_and_interval(ppo("contrast", "gold") - ppo("none", "gold"), ""),
         "contrast_wrong": mean_and_interval(ppo("none", "wrong_facts") - ppo("contrast", "wrong_facts"), ""),
@@ -107,8 +106,8 @@ def of_contrast(worlds, records):
             ppo("contrast", "gold", "single", 0.1) - ppo("none", "gold", kl_weight=0.1)
         ),
         "lists": f"{lists.sum()} of {len(lists)}",
-        "rise_lists": " and ".join(f"{rise[lists].mean():+.2f}" for rise in rises),
-        "rise_no_lists": " and ".join(f"{rise[~lists].mean():+.2f}" for rise in rises),
+        **{f"{name}_lists": f"{ppo('none', name)[lists].mean():.2f}" for name in rises},
+        **{f"{name}_no_lists": f"{ppo('none', name)[~lists].mean():.2f}" for name in rises},
         "rescaled_pretrain_vs_finetune": mean_and_interval(
             ppo("none", "gold") - ppo("none", "gold", "finetune")
         ),
@@ -441,7 +440,12 @@ def sections(records):
         texts[id] = marked(row["numbers"], row["sign"])
     compared = {name: json.loads((RESULTS / f"{name}.json").read_text("utf-8"))["worlds"] for name in SHOWN}
     texts |= {name.replace("-", "_"): blocks(compared[name], groups) for name, groups in SHOWN.items()}
-    remedies = compared["remedies-tldr"]
+    remedies, no_gap = compared["remedies-tldr"], compared["remedies-no-gap-tldr"]
+    wrong = [
+        variants.numbers(no_gap, "PPO at 0.02, finetune", remedy, "wrong_facts")
+        for remedy in ("none", "contrast")
+    ]
+    texts["contrast_wrong_no_gap"] = mean_and_interval(wrong[0] - wrong[1], "")
     results = [f"## {t}\n\n{full_markdown(tables[t])}\n\n{traits_markdown(records[t])}" for t in records]
     measures = "\n".join(f"- `{claim.id}`: {claim.statement}" for claim in CLAIMS)
     return texts | {
