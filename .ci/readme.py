@@ -204,7 +204,7 @@ def blocks(worlds, groups):
         seed: {name: group for name, group in found.items() if name.endswith(groups)}
         for seed, found in worlds.items()
     }
-    return f"\n```\n{len(worlds)} worlds\n{variants.table(worlds)}\n```\n"
+    return f"\n```\n{variants.table(worlds)}\n```\n"
 
 
 def shared_error(jury, gold, gold_std):

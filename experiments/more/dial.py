@@ -5,7 +5,7 @@
     python experiments/more/dial.py --seeds 1 2 3 --members        # ensembles of 1 to 20 members
 
 Arms: raters see lists and chatter, lists alone, or all of the writers' habits. Of what they have not seen,
-each pretraining may think in its own way, and an ensemble would average that away; what they have seen tied
+each pretraining may judge in its own way, and an ensemble would average that away; what they have seen tied
 to quality, as lists are, all members may learn. In the control arm, "no gap", lists are not tied to it. There
 writers, and so language models, differ too: compare gains, not levels.
 

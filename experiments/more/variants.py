@@ -49,7 +49,7 @@ def numbers(worlds, group, variant, quantity, at=-1):
 def table(worlds):
     """A block for each group, a line for each quantity (at the largest n), a column for each variant: the
     first as it is, the others minus the first, world by world."""
-    lines = []
+    lines = [f"Worlds: {len(worlds)}. The first column as it is, the others minus the first."]
     for group, variants in next(iter(worlds.values())).items():
         lines.append(f"\n{group:<20}" + "".join(f"{variant:>25}" for variant in variants))
         for quantity in next(iter(variants.values())):
