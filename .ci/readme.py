@@ -129,7 +129,6 @@ def of_members(worlds):
     return {
         "members_middle": mean_and_interval(best("5", "below_best") - ten),
         "members_last": mean_and_interval(ten - twenty),
-        "members_more": mean_and_interval(best("20", "gold") - best("5", "gold")),
         "below_best": mean_and_interval(twenty, ""),
         "below_best_of_five": f"{best('5', 'below_best').mean():.2f}",
         "below_best_at_last": mean_and_interval(twenty - (ten - twenty), ""),
@@ -407,6 +406,13 @@ MEANS = {
     "further_braked": pretrain_vs_finetune(0.1, "kl"),
     "pretrain_vs_finetune_braked": pretrain_vs_finetune(0.1, "gold"),
 }
+LEVELS = {  # without an interval
+    "end_single_braked": end_of_ppo("single", 0.2),
+    "end_pretrain": end_of_ppo("pretrain", 0.02),
+    "end_pretrain_braked": end_of_ppo("pretrain", 0.2),
+    "wrong_left": lambda record: record["traits"]["PPO, pretrain"]["wrong_facts"],
+    "wrong_sft": lambda record: record["traits"]["SFT"]["wrong_facts"],
+}
 SHOWN = {  # of the records of remedies.py and dial.py: the ends of the groups' names
     "remedies-tldr": ("pretrain", "PPO at 0.02, single"),
     "remedies-helpful": ("pretrain", "PPO at 0.02, single"),
@@ -428,11 +434,8 @@ def sections(records):
     texts["list_fans"], texts["list_half"] = f"{100 * fans:.0f} %", f"{elsewhere / 2:.2f}"
     texts["list_here"] = f"{here:.2f}"
     texts["list_loses"] = how_many(lists, lambda x: x[1] / 2 > x[2])
-    for kind, kl_weight in (("single", 0.2), ("pretrain", 0.02), ("pretrain", 0.2)):
-        ends = [end_of_ppo(kind, kl_weight)(record) for record in records["tldr"]]
-        texts[f"end_{kind}" + "_braked" * (kl_weight > 0.1)] = f"{np.mean(ends):.2f}"
-    for name, policy in (("wrong_left", "PPO, pretrain"), ("wrong_sft", "SFT")):
-        texts[name] = f"{np.mean([r['traits'][policy]['wrong_facts'] for r in records['tldr']]):.2f}"
+    for name, values in LEVELS.items():
+        texts[name] = f"{np.mean([values(record) for record in records['tldr']]):.2f}"
     wrong = [more_than_sft(f"{BEST}, {kind}", "wrong_facts") for kind in KINDS]
     wrong = [f"{np.mean([values(record) for record in records['tldr']]):+.2f}" for values in wrong]
     texts["wrong_of_best"] = ", ".join(wrong)
@@ -441,11 +444,11 @@ def sections(records):
     compared = {name: json.loads((RESULTS / f"{name}.json").read_text("utf-8"))["worlds"] for name in SHOWN}
     texts |= {name.replace("-", "_"): blocks(compared[name], groups) for name, groups in SHOWN.items()}
     remedies, no_gap = compared["remedies-tldr"], compared["remedies-no-gap-tldr"]
-    wrong = [
+    none, contrast = (
         variants.numbers(no_gap, "PPO at 0.02, finetune", remedy, "wrong_facts")
         for remedy in ("none", "contrast")
-    ]
-    texts["contrast_wrong_no_gap"] = mean_and_interval(wrong[0] - wrong[1], "")
+    )
+    texts["contrast_wrong_no_gap"] = mean_and_interval(none - contrast, "")
     results = [f"## {t}\n\n{full_markdown(tables[t])}\n\n{traits_markdown(records[t])}" for t in records]
     measures = "\n".join(f"- `{claim.id}`: {claim.statement}" for claim in CLAIMS)
     return texts | {
